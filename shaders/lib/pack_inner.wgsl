@@ -1,0 +1,19 @@
+// Packing "inner": a pack is four neighbours in one plane, so all of one channel.
+// Needs inner % 4 == 0.
+
+/// What one invocation loads and stores at once.
+alias Pack = vec4<f32>;
+/// A statistic or parameter of the channel, or channels, that a pack belongs to.
+alias PerChannel = f32;
+/// How many values of one channel a pack holds.
+const VALUES_PER_CHANNEL: f32 = 4.0;
+
+/// The sum of a pack's values, channel by channel.
+fn fold(pack: Pack) -> PerChannel {
+    return (pack.x + pack.y) + (pack.z + pack.w);
+}
+
+/// One value of each channel in a pack.
+fn sample(pack: Pack) -> PerChannel {
+    return pack.x;
+}

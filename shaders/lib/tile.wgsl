@@ -1,0 +1,101 @@
+// How a tensor is divided among workgroups and invocations; shared by all kernels over tensors.
+//
+// The tensor is (outer, columns, plane) packs, row-major: a column is a channel, or four channels
+// with the packing "channels"; a plane is the run of packs that lie together in memory.
+// The `length = outer * plane` packs of a column are numbered 0, 1, … in memory order and cut into
+// `splits` ranges of `split_length`. A workgroup takes LANES_X columns and one split of each;
+// LANES_Y invocations share a column's split:
+//
+//   on a GPU, side by side:      lane_step = 1,   step = LANES_Y, lane_length = split_length
+//   on a CPU, each its own run:  lane_step = run, step = 1,       lane_length = run
+
+/// Invocations of a workgroup across columns.
+override LANES_X: u32 = 1u;
+/// Invocations of a workgroup that share a column.
+override LANES_Y: u32 = 1u;
+/// LANES_X * LANES_Y.
+override LANES: u32 = 1u;
+
+struct Geometry {
+    columns: u32,
+    /// Packs in a plane.
+    plane: u32,
+    /// Packs in a column.
+    length: u32,
+    splits: u32,
+    /// Packs of a column in each split but the last, which may be shorter.
+    split_length: u32,
+    /// Packs between the first packs of neighbouring lanes.
+    lane_step: u32,
+    /// Packs between one pack of a lane and its next.
+    step: u32,
+    /// Packs from a lane's first to where it must stop.
+    lane_length: u32,
+    /// What `step` adds to the place in the plane, `step % plane` …
+    step_in_plane: u32,
+    /// … and to the address.
+    step_in_tensor: u32,
+    /// From the end of a column's plane to the start of its next: `(columns - 1) * plane`.
+    next_plane: u32,
+    padding: u32,
+    /// Addresses, from the column's first pack, of nine packs spread over the column.
+    probes: array<vec4<u32>, 3>,
+}
+
+@group(0) @binding(0) var<uniform> geometry: Geometry;
+
+/// The part of the tensor that falls to one invocation.
+struct Tile {
+    column: u32,
+    split: u32,
+    /// 0 … LANES_Y - 1
+    lane: u32,
+    /// False past the last column or split.
+    live: bool,
+}
+
+fn tile(workgroup: vec3<u32>, grid: vec3<u32>, local: u32) -> Tile {
+    let tiles = (geometry.columns + LANES_X - 1u) / LANES_X;
+    let index = workgroup.y * grid.x + workgroup.x;
+    let split = index / tiles;
+    let column = (index - split * tiles) * LANES_X + local % LANES_X;
+    let live = column < geometry.columns && split < geometry.splits;
+    return Tile(min(column, geometry.columns - 1u), split, local / LANES_X, live);
+}
+
+/// A walk over the packs of one lane.
+struct Walk {
+    address: u32,
+    place_in_plane: u32,
+    remaining: u32,
+}
+
+fn walk(tile: Tile) -> Walk {
+    if !tile.live {
+        return Walk(0u, 0u, 0u);
+    }
+    let split_start = tile.split * geometry.split_length;
+    let split_end = split_start + min(geometry.split_length, geometry.length - split_start);
+    let start = split_start + tile.lane * geometry.lane_step;
+    if start >= split_end {
+        return Walk(0u, 0u, 0u);
+    }
+    let packs = min(geometry.lane_length, split_end - start);
+    let outer = start / geometry.plane;
+    let place = start - outer * geometry.plane;
+    let address = (outer * geometry.columns + tile.column) * geometry.plane + place;
+    return Walk(address, place, (packs + geometry.step - 1u) / geometry.step);
+}
+
+/// The address of the walk's current pack; moves the walk on to the next.
+fn next(walk: ptr<function, Walk>) -> u32 {
+    let address = (*walk).address;
+    var next_address = address + geometry.step_in_tensor;
+    var next_place = (*walk).place_in_plane + geometry.step_in_plane;
+    if next_place >= geometry.plane {
+        next_place -= geometry.plane;
+        next_address += geometry.next_plane;
+    }
+    *walk = Walk(next_address, next_place, (*walk).remaining - 1u);
+    return address;
+}

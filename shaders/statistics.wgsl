@@ -1,0 +1,169 @@
+// Mean and variance of each channel over a batch, and the running statistics.
+//
+//   mean = Σx / M      var = Σ(x - mean)² / M      inv_std = 1 / sqrt(var + eps)
+//   running ← (1 - momentum) * running + momentum * batch
+//
+// in   x        [outer, channels, inner]
+// out  saved    [4, channels]: pivot, remainder, inv_std, var, with mean = pivot + remainder
+//      running_mean, running_var  [channels], updated in place
+// via  partials [1 + 2 * splits, channels]: pivot, then mean - pivot and Σ(x - mean)² of each split
+//
+// `partial` runs once per column and split, `merge` once per column, in the next dispatch.
+// Two things keep the digits at any offset of x: everything is measured from a pivot, a value of
+// the channel itself, and sums of squares are taken about the mean of a short block, then merged
+// by Chan's formula in a fixed order.
+// Twin on the CPU: src/cpu/statistics.rs.
+
+@group(0) @binding(2) var<storage, read> x: array<Pack>;
+@group(0) @binding(3) var<storage, read_write> partials: array<PerChannel>;
+@group(0) @binding(4) var<storage, read_write> saved: array<PerChannel>;
+@group(0) @binding(5) var<storage, read_write> running_mean: array<PerChannel>;
+@group(0) @binding(6) var<storage, read_write> running_var: array<PerChannel>;
+
+var<workgroup> shared_count: array<f32, LANES>;
+var<workgroup> shared_mean: array<PerChannel, LANES>;
+var<workgroup> shared_m2: array<PerChannel, LANES>;
+
+/// Count, mean and sum of squared deviations from the mean of some values of each channel.
+struct Moments {
+    count: f32,
+    mean: PerChannel,
+    m2: PerChannel,
+}
+
+/// The moments of two sets together (Chan, Golub & LeVeque 1983). Either may be empty.
+fn merged(a: Moments, b: Moments) -> Moments {
+    let count = a.count + b.count;
+    let weight = b.count / max(count, 1.0);
+    let delta = b.mean - a.mean;
+    return Moments(
+        count,
+        a.mean + delta * weight,
+        a.m2 + b.m2 + delta * delta * (a.count * weight),
+    );
+}
+
+/// The moments of all lanes of a column together, valid in lane 0. A fixed tree.
+fn merged_lanes(own: Moments, local: u32, lane: u32) -> Moments {
+    var moments = own;
+    for (var half = LANES_Y / 2u; half > 0u; half /= 2u) {
+        shared_count[local] = moments.count;
+        shared_mean[local] = moments.mean;
+        shared_m2[local] = moments.m2;
+        workgroupBarrier();
+        if lane < half {
+            let other = local + half * LANES_X;
+            moments = merged(
+                moments,
+                Moments(shared_count[other], shared_mean[other], shared_m2[other]),
+            );
+        }
+        workgroupBarrier();
+    }
+    return moments;
+}
+
+fn median(a: PerChannel, b: PerChannel, c: PerChannel) -> PerChannel {
+    return max(min(a, b), min(max(a, b), c));
+}
+
+fn probe(base: u32, index: u32) -> PerChannel {
+    return sample(x[base + geometry.probes[index / 4u][index % 4u]]);
+}
+
+/// A value of the channel that is no outlier: the median of three medians of three, taken at
+/// places spread over the batch and the plane.
+fn pivot_of(column: u32) -> PerChannel {
+    let base = column * geometry.plane;
+    return median(
+        median(probe(base, 0u), probe(base, 1u), probe(base, 2u)),
+        median(probe(base, 3u), probe(base, 4u), probe(base, 5u)),
+        median(probe(base, 6u), probe(base, 7u), probe(base, 8u)),
+    );
+}
+
+@compute @workgroup_size(LANES)
+fn partial(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let tile = tile(workgroup, grid, local);
+    let pivot = pivot_of(tile.column);
+
+    // Load, in blocks of four packs.
+    var moments = Moments();
+    var walk = walk(tile);
+    while walk.remaining >= 4u {
+        let a = x[next(&walk)] - pivot;
+        let b = x[next(&walk)] - pivot;
+        let c = x[next(&walk)] - pivot;
+        let d = x[next(&walk)] - pivot;
+        let mean = fold((a + b) + (c + d)) * (0.25 / VALUES_PER_CHANNEL);
+        let a_off = a - mean;
+        let b_off = b - mean;
+        let c_off = c - mean;
+        let d_off = d - mean;
+        let m2 = fold((a_off * a_off + b_off * b_off) + (c_off * c_off + d_off * d_off));
+        moments = merged(moments, Moments(4.0 * VALUES_PER_CHANNEL, mean, m2));
+    }
+    while walk.remaining > 0u {
+        let a = x[next(&walk)] - pivot;
+        let mean = fold(a) * (1.0 / VALUES_PER_CHANNEL);
+        let a_off = a - mean;
+        moments = merged(moments, Moments(VALUES_PER_CHANNEL, mean, fold(a_off * a_off)));
+    }
+
+    // Reduce over the lanes.
+    moments = merged_lanes(moments, local, tile.lane);
+
+    // Write.
+    if tile.live && tile.lane == 0u {
+        if tile.split == 0u {
+            partials[tile.column] = pivot;
+        }
+        let at = (1u + 2u * tile.split) * geometry.columns + tile.column;
+        partials[at] = moments.mean;
+        partials[at + geometry.columns] = moments.m2;
+    }
+}
+
+@compute @workgroup_size(LANES)
+fn merge(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let tile = tile(workgroup, grid, local);
+
+    // Load the partials, lane by lane.
+    var moments = Moments();
+    for (var split = tile.lane; split < geometry.splits; split += LANES_Y) {
+        let packs = min(geometry.split_length, geometry.length - split * geometry.split_length);
+        let at = (1u + 2u * split) * geometry.columns + tile.column;
+        let part = Moments(
+            f32(packs) * VALUES_PER_CHANNEL,
+            partials[at],
+            partials[at + geometry.columns],
+        );
+        moments = merged(moments, part);
+    }
+
+    // Reduce over the lanes.
+    moments = merged_lanes(moments, local, tile.lane);
+
+    // Write.
+    if tile.live && tile.split == 0u && tile.lane == 0u {
+        let column = tile.column;
+        let pivot = partials[column];
+        let variance = moments.m2 * constants.inverse_count;
+        saved[column] = pivot;
+        saved[column + geometry.columns] = moments.mean;
+        saved[column + geometry.columns * 2u] = inverseSqrt(variance + constants.eps);
+        saved[column + geometry.columns * 3u] = variance;
+        running_mean[column] = (1.0 - constants.momentum_mean) * running_mean[column]
+            + constants.momentum_mean * (pivot + moments.mean);
+        running_var[column] = (1.0 - constants.momentum_var) * running_var[column]
+            + constants.momentum_var * (variance * constants.variance_correction);
+    }
+}

@@ -1,0 +1,195 @@
+//! What can go wrong, with the data to mend it.
+
+use crate::verify::Mismatch;
+
+/// Every error of this crate.
+///
+/// Mistakes of a caller are found before any GPU call and leave all state as it was.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no adapter to open.
+    #[error(
+        "no GPU adapter found ({reason}); install a Vulkan driver, or Mesa's software adapter (Debian: mesa-vulkan-drivers), or use the CPU path in `cpu`"
+    )]
+    NoAdapter {
+        /// What was looked for, and what wgpu said.
+        reason: String,
+    },
+    /// An adapter was found but refused to open a device.
+    #[error("the adapter {adapter} opened no device: {reason}")]
+    NoDevice {
+        /// The adapter's name.
+        adapter: String,
+        /// What wgpu said.
+        reason: String,
+    },
+    /// The device's limits are below what the kernels need.
+    #[error(
+        "the device allows {limit} = {found}, but batch normalization needs {needed}; open the device with higher limits"
+    )]
+    DeviceLimit {
+        /// wgpu's name of the limit.
+        limit: &'static str,
+        /// What the kernels need.
+        needed: u64,
+        /// What the device allows.
+        found: u64,
+    },
+    /// A tensor has fewer than two dimensions.
+    #[error("a tensor needs at least the dimensions (batch, channels), found shape {dims:?}")]
+    Rank {
+        /// The dimensions given.
+        dims: Vec<usize>,
+    },
+    /// A tensor has no channel.
+    #[error("a tensor needs at least one channel, found shape {dims:?}")]
+    ZeroChannels {
+        /// The dimensions given.
+        dims: Vec<usize>,
+    },
+    /// Batch statistics were asked of an empty batch.
+    #[error(
+        "training needs at least two values per channel, but the batch of shape {dims:?} is empty"
+    )]
+    EmptyBatch {
+        /// The dimensions of the batch.
+        dims: Vec<usize>,
+    },
+    /// Batch statistics were asked of one value per channel, whose variance is always 0.
+    #[error(
+        "training needs at least two values per channel, found one in shape {dims:?}; enlarge the batch or use evaluation mode"
+    )]
+    OneValuePerChannel {
+        /// The dimensions of the batch.
+        dims: Vec<usize>,
+    },
+    /// A tensor or vector does not have the shape that the others imply.
+    #[error("{tensor} should have shape {expected:?}, found {found:?}")]
+    ShapeMismatch {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// The shape it should have.
+        expected: Vec<usize>,
+        /// The shape it has.
+        found: Vec<usize>,
+    },
+    /// A tensor has another layout than the one it belongs with.
+    #[error("{tensor} should have layout {expected:?}, found {found:?}")]
+    LayoutMismatch {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// The layout it should have.
+        expected: crate::Layout,
+        /// The layout it has.
+        found: crate::Layout,
+    },
+    /// Something exceeds what the device can address.
+    #[error("{what} takes {bytes} bytes, more than the limit of {limit}")]
+    TooLarge {
+        /// What is too large.
+        what: String,
+        /// The bytes it takes (`u64::MAX` where even that number overflows).
+        bytes: u64,
+        /// The bytes allowed.
+        limit: u64,
+    },
+    /// A buffer range does not have the size that its tensor takes.
+    #[error(
+        "{tensor} takes {expected} bytes, but its buffer range has {found}; slice the buffer to the tensor"
+    )]
+    BufferSize {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// The bytes it takes.
+        expected: u64,
+        /// The bytes in the range.
+        found: u64,
+    },
+    /// A buffer range starts at an offset that the device cannot bind.
+    #[error(
+        "{tensor} starts at byte {offset} of its buffer, which is not a multiple of {alignment} (min_storage_buffer_offset_alignment)"
+    )]
+    Misaligned {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// Its offset in bytes.
+        offset: u64,
+        /// What the offset must be a multiple of.
+        alignment: u64,
+    },
+    /// A buffer was made without a usage that is needed.
+    #[error("the buffer of {tensor} lacks the usage {usage:?}; create it with that flag")]
+    MissingUsage {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// The usage it lacks.
+        usage: wgpu::BufferUsages,
+    },
+    /// Two tensors of one operation lie in one buffer, one of them written.
+    #[error(
+        "{output} is written to the buffer that {input} is read from; WebGPU forbids both in one dispatch, even on separate ranges"
+    )]
+    SharedBuffer {
+        /// The tensor that is written.
+        output: &'static str,
+        /// The tensor it shares a buffer with.
+        input: &'static str,
+    },
+    /// Two outputs of one operation overlap.
+    #[error("{first} and {second} are both written, but their buffer ranges overlap")]
+    Overlap {
+        /// One output.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+    /// A tensor lives on another device than the object it was given to.
+    #[error("{tensor} lives on another device ({found}) than the one in use ({expected})")]
+    OtherDevice {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// The adapter in use.
+        expected: String,
+        /// The adapter of the tensor.
+        found: String,
+    },
+    /// A parameter is not a number in its range.
+    #[error("{name} should be {expected}, found {value}")]
+    InvalidParameter {
+        /// The parameter's name.
+        name: &'static str,
+        /// What it should be.
+        expected: &'static str,
+        /// What it is.
+        value: f64,
+    },
+    /// `backward` was called before any `forward` in training mode.
+    #[error("backward needs a forward pass in training mode before it")]
+    NoForward,
+    /// An optimizer's step was asked for before any `backward`.
+    #[error("an optimizer's step needs the gradients of a backward pass before it")]
+    NoBackward,
+    /// The two paths disagree by more than the tolerance.
+    #[error(transparent)]
+    Mismatch(#[from] Box<Mismatch>),
+    /// The device is out of memory.
+    #[error("out of memory on the GPU: {message}")]
+    OutOfMemory {
+        /// What wgpu said.
+        message: String,
+    },
+    /// wgpu refused a call: a buffer of another device, a destroyed buffer, a shader that the
+    /// driver does not take.
+    #[error("wgpu refused the call: {message}")]
+    Wgpu {
+        /// What wgpu said.
+        message: String,
+    },
+    /// Values could not be read back, as when the device was lost.
+    #[error("reading back from the GPU failed: {message}")]
+    Readback {
+        /// What wgpu said.
+        message: String,
+    },
+}

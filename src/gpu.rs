@@ -1,0 +1,362 @@
+//! The device: opening it, the pipelines compiled on it, and reading back from it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_intrusive::channel::shared::oneshot_channel;
+use wgpu::util::DeviceExt;
+
+use crate::Error;
+use crate::kernels::Variant;
+
+/// A GPU: a wgpu device and queue, with the pipelines compiled on it so far.
+///
+/// Clones share the device and the pipelines. Two are equal if they are clones of one another or
+/// were made from the same device.
+///
+/// ```
+/// use wgpu_batchnorm::{Error, Gpu};
+///
+/// match Gpu::open_blocking() {
+///     Ok(gpu) => println!("running on {}", gpu.name()),
+///     Err(Error::NoAdapter { reason }) => println!("no GPU here: {reason}"),
+///     Err(other) => return Err(other),
+/// }
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    limits: wgpu::Limits,
+    pipelines: Mutex<HashMap<Variant, wgpu::ComputePipeline>>,
+}
+
+impl PartialEq for Gpu {
+    fn eq(&self, other: &Self) -> bool {
+        self.shared.device == other.shared.device
+    }
+}
+
+impl Gpu {
+    /// Opens the best adapter with all the limits that it has.
+    ///
+    /// wgpu's environment variables are honoured: `WGPU_BACKEND` (such as `vulkan` or `gl`),
+    /// `WGPU_ADAPTER_NAME` (a part of the name, in any case) and `WGPU_POWER_PREF` (`low` or
+    /// `high`, the default here).
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] or [`Error::NoDevice`] if there is none to open,
+    /// [`Error::DeviceLimit`] if its limits are too low.
+    pub async fn open() -> Result<Self, Error> {
+        let instance =
+            wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let adapter = match std::env::var("WGPU_ADAPTER_NAME") {
+            Ok(name) => adapter_named(&instance, &name).await?,
+            Err(_) => best_adapter(&instance).await?,
+        };
+        Self::from_adapter(&adapter).await
+    }
+
+    /// Every adapter that wgpu finds here, for [`Gpu::from_adapter`].
+    pub async fn adapters() -> Vec<wgpu::Adapter> {
+        wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env())
+            .enumerate_adapters(wgpu::Backends::all())
+            .await
+    }
+
+    /// Opens an adapter with all the limits that it has.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] if the adapter refuses, [`Error::DeviceLimit`] if its limits are too
+    /// low.
+    pub async fn from_adapter(adapter: &wgpu::Adapter) -> Result<Self, Error> {
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("batch_norm"),
+            required_limits: adapter.limits(),
+            memory_hints: wgpu::MemoryHints::Performance,
+            ..Default::default()
+        };
+        match adapter.request_device(&descriptor).await {
+            Ok((device, queue)) => Self::from_device(device, queue),
+            Err(error) => Err(Error::NoDevice {
+                adapter: adapter.get_info().name,
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    /// Works on a device of the caller's, within the limits it was opened with and with no
+    /// feature at all.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLimit`] if its limits are too low.
+    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, Error> {
+        let limits = device.limits();
+        let needs = [
+            (
+                "max_storage_buffers_per_shader_stage",
+                6,
+                limits.max_storage_buffers_per_shader_stage,
+            ),
+            (
+                "max_uniform_buffers_per_shader_stage",
+                2,
+                limits.max_uniform_buffers_per_shader_stage,
+            ),
+            (
+                "max_compute_invocations_per_workgroup",
+                1,
+                limits.max_compute_invocations_per_workgroup,
+            ),
+        ];
+        for (limit, needed, found) in needs {
+            if found < needed {
+                return Err(Error::DeviceLimit {
+                    limit,
+                    needed: needed.into(),
+                    found: found.into(),
+                });
+            }
+        }
+        Ok(Self {
+            shared: Arc::new(Shared {
+                info: device.adapter_info(),
+                limits,
+                device,
+                queue,
+                pipelines: Mutex::default(),
+            }),
+        })
+    }
+
+    /// The wgpu device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.shared.device
+    }
+
+    /// The wgpu queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.shared.queue
+    }
+
+    /// The limits that the device was opened with.
+    pub fn limits(&self) -> &wgpu::Limits {
+        &self.shared.limits
+    }
+
+    /// What wgpu says of the adapter.
+    pub fn info(&self) -> &wgpu::AdapterInfo {
+        &self.shared.info
+    }
+
+    /// The adapter in words: back end, name and driver, as `Vulkan/llvmpipe (LLVM 15.0.6, 256
+    /// bits)/Mesa 22.3.6`.
+    pub fn name(&self) -> String {
+        let wgpu::AdapterInfo {
+            backend,
+            name,
+            driver_info,
+            ..
+        } = self.info();
+        format!("{backend:?}/{name}/{driver_info}")
+    }
+
+    /// The pipeline of a kernel's variant, compiled at its first use on this device.
+    pub(crate) fn pipeline(&self, variant: Variant) -> Result<wgpu::ComputePipeline, Error> {
+        // A poisoned lock means that a compilation panicked; the map itself is whole.
+        let mut pipelines = self
+            .shared
+            .pipelines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = pipelines.get(&variant) {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = self.caught(|| variant.compile(self.device()))?;
+        pipelines.insert(variant, pipeline.clone());
+        Ok(pipeline)
+    }
+
+    /// A buffer for f32 vectors or tensors, filled with `values`.
+    pub(crate) fn upload(&self, label: &str, values: &[f32]) -> Result<wgpu::Buffer, Error> {
+        let buffer = self.allocate(label, size_of_val(values) as u64)?;
+        self.queue()
+            .write_buffer(&buffer, 0, bytemuck::cast_slice(values));
+        Ok(buffer)
+    }
+
+    /// A buffer for f32 vectors or tensors, zero at first. Never empty, even for 0 bytes.
+    pub(crate) fn allocate(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, Error> {
+        let limit = self
+            .limits()
+            .max_buffer_size
+            .min(self.limits().max_storage_buffer_binding_size);
+        if bytes > limit {
+            return Err(Error::TooLarge {
+                what: label.to_owned(),
+                bytes,
+                limit,
+            });
+        }
+        self.caught(|| {
+            self.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size: bytes.max(4),
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        })
+    }
+
+    /// A uniform buffer with these bytes.
+    pub(crate) fn uniform(&self, label: &str, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
+        self.caught(|| {
+            self.device()
+                .create_buffer_init(&wgpu::util::BufferInitDescriptor {
+                    label: Some(label),
+                    contents: bytes,
+                    usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                })
+        })
+    }
+
+    /// Runs calls to wgpu and turns what it would report as an uncaptured error into ours.
+    ///
+    /// Native wgpu knows of an error at once. In a browser it comes later, and then goes to the
+    /// device's own error handler.
+    pub(crate) fn caught<T>(&self, calls: impl FnOnce() -> T) -> Result<T, Error> {
+        let device = self.device();
+        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let result = calls();
+        let errors = [
+            known_now(validation.pop()),
+            known_now(memory.pop()),
+            known_now(internal.pop()),
+        ];
+        match errors.into_iter().flatten().flatten().next() {
+            None => Ok(result),
+            Some(wgpu::Error::OutOfMemory { source }) => Err(Error::OutOfMemory {
+                message: source.to_string(),
+            }),
+            Some(error) => Err(Error::Wgpu {
+                message: error.to_string(),
+            }),
+        }
+    }
+
+    /// Reads a range of a buffer that has the usage `COPY_SRC`, after all work submitted so far.
+    pub(crate) async fn download(&self, range: wgpu::BufferSlice<'_>) -> Result<Vec<f32>, Error> {
+        let staging = self.caught(|| {
+            let staging = self.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some("batch_norm.readback"),
+                size: range.size(),
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            });
+            let mut encoder = self.device().create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(
+                range.buffer(),
+                range.offset(),
+                &staging,
+                0,
+                Some(range.size()),
+            );
+            self.queue().submit([encoder.finish()]);
+            staging
+        })?;
+
+        let (sender, receiver) = oneshot_channel();
+        let sender = Arc::new(sender);
+        let on_mapped = Arc::clone(&sender);
+        staging
+            .slice(..)
+            .map_async(wgpu::MapMode::Read, move |result| {
+                // The receiver is gone if the caller dropped this future: nobody wants to know.
+                let _ = on_mapped.send(result.map_err(|error| error.to_string()));
+            });
+        // A browser polls by itself. Elsewhere someone must, and the caller's thread may not be
+        // blocked by an `await`.
+        #[cfg(not(target_arch = "wasm32"))]
+        {
+            let device = self.device().clone();
+            std::thread::spawn(move || {
+                if let Err(error) = device.poll(wgpu::PollType::wait_indefinitely()) {
+                    let _ = sender.send(Err(error.to_string()));
+                }
+            });
+        }
+        let failed = |message| Error::Readback { message };
+        receiver
+            .receive()
+            .await
+            .ok_or_else(|| failed("the device is gone".to_owned()))?
+            .map_err(failed)?;
+        let bytes = staging
+            .slice(..)
+            .get_mapped_range()
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+}
+
+/// The result of a future that needs no waiting; `None` if it does.
+fn known_now<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut context) {
+        std::task::Poll::Ready(value) => Some(value),
+        std::task::Poll::Pending => None,
+    }
+}
+
+async fn adapter_named(instance: &wgpu::Instance, name: &str) -> Result<wgpu::Adapter, Error> {
+    let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
+    let names: Vec<_> = adapters.iter().map(|a| a.get_info().name).collect();
+    adapters
+        .into_iter()
+        .find(|adapter| {
+            let found = adapter.get_info().name.to_lowercase();
+            found.contains(&name.to_lowercase())
+        })
+        .ok_or_else(|| Error::NoAdapter {
+            reason: format!("WGPU_ADAPTER_NAME={name} matches none of {names:?}"),
+        })
+}
+
+async fn best_adapter(instance: &wgpu::Instance) -> Result<wgpu::Adapter, Error> {
+    instance
+        .request_adapter(&wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::from_env()
+                .unwrap_or(wgpu::PowerPreference::HighPerformance),
+            ..Default::default()
+        })
+        .await
+        .map_err(|error| Error::NoAdapter {
+            reason: error.to_string(),
+        })
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+mod blocking {
+    use super::*;
+
+    impl Gpu {
+        /// [`Gpu::open`], waiting.
+        ///
+        /// # Errors
+        /// As [`Gpu::open`].
+        pub fn open_blocking() -> Result<Self, Error> {
+            pollster::block_on(Self::open())
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Gradients of γ and β: `shaders/gradients.wgsl`.
+
+use super::{EntryPoint, Sources, over_tensors, tile_constants};
+
+const SOURCES: Sources = over_tensors!("gradients");
+
+/// Sums over each column and split.
+pub(crate) const PARTIAL: EntryPoint = EntryPoint {
+    label: "gradients.partial",
+    name: "partial",
+    sources: SOURCES,
+    bindings: &[
+        (0, "geometry"),
+        (2, "x"),
+        (3, "dy"),
+        (4, "saved"),
+        (5, "partials"),
+    ],
+    constants: tile_constants,
+};
+
+/// Gradients of each column.
+pub(crate) const MERGE: EntryPoint = EntryPoint {
+    label: "gradients.merge",
+    name: "merge",
+    sources: SOURCES,
+    bindings: &[
+        (0, "geometry"),
+        (1, "constants"),
+        (4, "saved"),
+        (5, "partials"),
+        (6, "dgamma"),
+        (7, "dbeta"),
+    ],
+    constants: tile_constants,
+};
+
+/// Values per channel in `partials`.
+pub(crate) fn partial_rows(splits: u32) -> u64 {
+    2 + 2 * u64::from(splits)
+}
