@@ -4,15 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_intrusive::channel::shared::oneshot_channel;
-use wgpu::util::DeviceExt;
 
 use crate::Error;
 use crate::kernels::Variant;
 
 /// A GPU: a wgpu device and queue, with the pipelines compiled on it so far.
 ///
-/// Clones share the device and the pipelines. Two are equal if they are clones of one another or
-/// were made from the same device.
+/// Clones share the device and the pipelines. Only clones are equal: wgpu does not tell whether two
+/// devices are the same one, so open a device once and clone the `Gpu`.
 ///
 /// ```
 /// use wgpu_batchnorm::{Error, Gpu};
@@ -38,9 +37,14 @@ struct Shared {
     pipelines: Mutex<HashMap<Variant, wgpu::ComputePipeline>>,
 }
 
+/// The usages of a buffer that holds a vector or a tensor.
+const STORAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
+    .union(wgpu::BufferUsages::COPY_SRC)
+    .union(wgpu::BufferUsages::COPY_DST);
+
 impl PartialEq for Gpu {
     fn eq(&self, other: &Self) -> bool {
-        self.shared.device == other.shared.device
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 }
 
@@ -184,48 +188,59 @@ impl Gpu {
         Ok(pipeline)
     }
 
-    /// A buffer for f32 vectors or tensors, filled with `values`.
+    /// A buffer for an f32 vector or tensor, filled with `values`.
     pub(crate) fn upload(&self, label: &str, values: &[f32]) -> Result<wgpu::Buffer, Error> {
-        let buffer = self.allocate(label, size_of_val(values) as u64)?;
-        self.queue()
-            .write_buffer(&buffer, 0, bytemuck::cast_slice(values));
-        Ok(buffer)
+        self.check_size(label, size_of_val(values) as u64)?;
+        self.buffer_with(label, bytemuck::cast_slice(values), STORAGE)
     }
 
-    /// A buffer for f32 vectors or tensors, zero at first. Never empty, even for 0 bytes.
+    /// A buffer for an f32 vector or tensor, zero at first. Never empty, even for 0 bytes.
     pub(crate) fn allocate(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, Error> {
-        let limit = self
-            .limits()
-            .max_buffer_size
-            .min(self.limits().max_storage_buffer_binding_size);
-        if bytes > limit {
-            return Err(Error::TooLarge {
-                what: label.to_owned(),
-                bytes,
-                limit,
-            });
-        }
-        self.caught(|| {
-            self.device().create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
-                size: bytes.max(4),
-                usage: wgpu::BufferUsages::STORAGE
-                    | wgpu::BufferUsages::COPY_SRC
-                    | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
-        })
+        self.check_size(label, bytes)?;
+        self.caught(|| self.buffer(label, bytes, STORAGE))
     }
 
     /// A uniform buffer with these bytes.
     pub(crate) fn uniform(&self, label: &str, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        self.buffer_with(label, bytes, usage)
+    }
+
+    /// Fails if a buffer of that size cannot be bound as a whole.
+    fn check_size(&self, label: &str, bytes: u64) -> Result<(), Error> {
+        let limits = self.limits();
+        let limit = limits
+            .max_buffer_size
+            .min(limits.max_storage_buffer_binding_size);
+        if bytes <= limit {
+            return Ok(());
+        }
+        Err(Error::TooLarge {
+            what: label.to_owned(),
+            bytes,
+            limit,
+        })
+    }
+
+    fn buffer_with(
+        &self,
+        label: &str,
+        bytes: &[u8],
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer, Error> {
         self.caught(|| {
-            self.device()
-                .create_buffer_init(&wgpu::util::BufferInitDescriptor {
-                    label: Some(label),
-                    contents: bytes,
-                    usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-                })
+            let buffer = self.buffer(label, bytes.len() as u64, usage);
+            self.queue().write_buffer(&buffer, 0, bytes);
+            buffer
+        })
+    }
+
+    fn buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
+        self.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size: bytes.max(4),
+            usage,
+            mapped_at_creation: false,
         })
     }
 
@@ -257,13 +272,12 @@ impl Gpu {
 
     /// Reads a range of a buffer that has the usage `COPY_SRC`, after all work submitted so far.
     pub(crate) async fn download(&self, range: wgpu::BufferSlice<'_>) -> Result<Vec<f32>, Error> {
+        let (sender, receiver) = oneshot_channel();
+        let sender = Arc::new(sender);
+        let on_mapped = Arc::clone(&sender);
         let staging = self.caught(|| {
-            let staging = self.device().create_buffer(&wgpu::BufferDescriptor {
-                label: Some("batch_norm.readback"),
-                size: range.size(),
-                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            });
+            let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+            let staging = self.buffer("batch_norm.readback", range.size(), usage);
             let mut encoder = self.device().create_command_encoder(&Default::default());
             encoder.copy_buffer_to_buffer(
                 range.buffer(),
@@ -273,18 +287,12 @@ impl Gpu {
                 Some(range.size()),
             );
             self.queue().submit([encoder.finish()]);
-            staging
-        })?;
-
-        let (sender, receiver) = oneshot_channel();
-        let sender = Arc::new(sender);
-        let on_mapped = Arc::clone(&sender);
-        staging
-            .slice(..)
-            .map_async(wgpu::MapMode::Read, move |result| {
+            staging.map_async(wgpu::MapMode::Read, .., move |result| {
                 // The receiver is gone if the caller dropped this future: nobody wants to know.
                 let _ = on_mapped.send(result.map_err(|error| error.to_string()));
             });
+            staging
+        })?;
         // A browser polls by itself. Elsewhere someone must, and the caller's thread may not be
         // blocked by an `await`.
         #[cfg(not(target_arch = "wasm32"))]

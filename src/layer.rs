@@ -91,10 +91,7 @@ pub struct Gradients {
 /// use ndarray::array;
 /// use wgpu_batchnorm::{BatchNorm, Error, Gpu, Layout, Options, Tensor};
 ///
-/// # let gpu = match Gpu::open_blocking() {
-/// #     Err(Error::NoAdapter { .. }) => return Ok(()),
-/// #     gpu => gpu?,
-/// # };
+/// let gpu = Gpu::open_blocking()?;
 /// let mut layer = BatchNorm::new(&gpu, 2, Options::default())?;
 ///
 /// // The backward pass needs a forward pass.
@@ -310,17 +307,18 @@ impl BatchNorm {
     /// layer is then as it was.
     pub fn set_state(&mut self, state: &State) -> Result<(), Error> {
         state.check(self.channels)?;
-        for (buffer, values) in [
-            (&self.gamma, &state.gamma),
-            (&self.beta, &state.beta),
-            (&self.running_mean, &state.running_mean),
-            (&self.running_var, &state.running_var),
-        ] {
-            let values = values.to_vec();
-            self.gpu
-                .queue()
-                .write_buffer(buffer, 0, bytemuck::cast_slice(&values));
-        }
+        self.gpu.caught(|| {
+            for (buffer, values) in [
+                (&self.gamma, &state.gamma),
+                (&self.beta, &state.beta),
+                (&self.running_mean, &state.running_mean),
+                (&self.running_var, &state.running_var),
+            ] {
+                let values = values.to_vec();
+                let bytes = bytemuck::cast_slice(&values);
+                self.gpu.queue().write_buffer(buffer, 0, bytes);
+            }
+        })?;
         self.num_batches_tracked = state.num_batches_tracked;
         Ok(())
     }

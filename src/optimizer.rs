@@ -263,10 +263,7 @@ fn below_one(name: &'static str, value: f64) -> Result<(), Error> {
 /// use ndarray::array;
 /// use wgpu_batchnorm::{BatchNorm, Error, Gpu, Layout, Optimizer, Options, Sgd, Tensor};
 ///
-/// # let gpu = match Gpu::open_blocking() {
-/// #     Err(Error::NoAdapter { .. }) => return Ok(()),
-/// #     gpu => gpu?,
-/// # };
+/// let gpu = Gpu::open_blocking()?;
 /// let mut layer = BatchNorm::new(&gpu, 1, Options::default())?;
 /// let mut optimizer = Optimizer::new(&layer, Sgd { lr: 0.5, ..Sgd::default() })?;
 /// assert_eq!(optimizer.step(&mut layer).unwrap_err(), Error::NoBackward);

@@ -22,16 +22,15 @@ use crate::{Error, Gpu, Options, Shape, Tuning};
 /// carry the statistics of a forward pass to its backward pass.
 ///
 /// Each is given as a `wgpu::BufferSlice` of exactly that size, at an offset that is a multiple of
-/// the device's `min_storage_buffer_offset_alignment`, of a buffer with the usage `STORAGE`.
+/// the device's `min_storage_buffer_offset_alignment`, of a buffer with the usage `STORAGE`. The
+/// buffers must be of the plan's device. wgpu reports one of another device ([`Error::Wgpu`]), but
+/// cannot tell one of another `wgpu::Instance`, and may panic on it.
 ///
 /// # Example
 /// ```
 /// use wgpu_batchnorm::{Error, ForwardBuffers, Gpu, Layout, Options, Plan, Shape, wgpu};
 ///
-/// # let gpu = match Gpu::open_blocking() {
-/// #     Err(Error::NoAdapter { .. }) => return Ok(()),
-/// #     gpu => gpu?,
-/// # };
+/// let gpu = Gpu::open_blocking()?;
 /// let shape = Shape::new(&[8, 16, 4, 4], Layout::ChannelsFirst)?;
 /// let plan = Plan::new(&gpu, &shape, &Options::default())?;
 ///

@@ -13,10 +13,7 @@ use crate::{Error, Gpu, Layout, Shape};
 /// use ndarray::array;
 /// use wgpu_batchnorm::{Error, Gpu, Layout, Tensor};
 ///
-/// # let gpu = match Gpu::open_blocking() {
-/// #     Err(Error::NoAdapter { .. }) => return Ok(()),
-/// #     gpu => gpu?,
-/// # };
+/// let gpu = Gpu::open_blocking()?;
 /// let values = array![[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]];
 /// let tensor = Tensor::from_array(&gpu, &values, Layout::ChannelsFirst)?;
 /// assert_eq!(tensor.to_array_blocking()?, values.into_dyn());

@@ -154,10 +154,7 @@ impl Comparison {
 /// use wgpu_batchnorm::verify::{Checked, Tolerance};
 /// use wgpu_batchnorm::{BatchNorm, Error, Gpu, Layout, Options, Tensor};
 ///
-/// # let gpu = match Gpu::open_blocking() {
-/// #     Err(Error::NoAdapter { .. }) => return Ok(()),
-/// #     gpu => gpu?,
-/// # };
+/// let gpu = Gpu::open_blocking()?;
 /// let mut layer = BatchNorm::new(&gpu, 2, Options::default())?;
 /// let x = array![[1.0, 10.0], [2.0, 50.0], [4.0, 30.0]];
 /// let x = Tensor::from_array(&gpu, &x, Layout::ChannelsFirst)?;
@@ -508,10 +505,7 @@ impl fmt::Display for Report {
 ///
 /// ```
 /// # use wgpu_batchnorm::{Error, Gpu, verify::self_check_blocking};
-/// # let gpu = match Gpu::open_blocking() {
-/// #     Err(Error::NoAdapter { .. }) => return Ok(()),
-/// #     gpu => gpu?,
-/// # };
+/// let gpu = Gpu::open_blocking()?;
 /// let report = self_check_blocking(&gpu);
 /// println!("{report}");
 /// assert!(report.passed());

@@ -1,0 +1,258 @@
+//! What the tests share: the machine's adapters as test trials, random arrays, reference data.
+
+#![allow(dead_code, reason = "every test binary uses a part of this")]
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use libtest_mimic::{Failed, Trial};
+use ndarray::{Array1, ArrayD, IxDyn};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand_distr::{Distribution, Normal};
+use serde::Deserialize;
+use wgpu_batchnorm::{Gpu, Layout};
+
+/// An adapter of this machine. Its tests run one after the other: the software adapters use all
+/// cores by themselves.
+#[derive(Clone)]
+pub struct Adapter {
+    pub name: String,
+    gpu: Arc<Mutex<Gpu>>,
+}
+
+impl Adapter {
+    /// Every adapter of this machine that opens.
+    pub fn all() -> Vec<Self> {
+        let adapters = pollster::block_on(Gpu::adapters());
+        adapters
+            .iter()
+            .filter_map(|adapter| pollster::block_on(Gpu::from_adapter(adapter)).ok())
+            .map(|gpu| Self {
+                name: gpu.name(),
+                gpu: Arc::new(Mutex::new(gpu)),
+            })
+            .collect()
+    }
+
+    /// A test on this adapter, with the adapter in its name.
+    pub fn trial(
+        &self,
+        name: impl std::fmt::Display,
+        test: impl FnOnce(&Gpu) -> Outcome + Send + 'static,
+    ) -> Trial {
+        let gpu = Arc::clone(&self.gpu);
+        Trial::test(format!("[{}] {name}", self.name), move || {
+            // A test that failed leaves nothing behind in the device.
+            let gpu = gpu.lock().unwrap_or_else(PoisonError::into_inner);
+            test(&gpu).map_err(|error| Failed::from(error.to_string()))
+        })
+    }
+}
+
+/// A test's result: any error fails it.
+pub type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// A test that shows as ignored where there is no adapter.
+pub fn needs_an_adapter(name: &str) -> Trial {
+    Trial::test(format!("[no GPU adapter found] {name}"), || Ok(())).with_ignored_flag(true)
+}
+
+/// Fails a test with a message if a condition does not hold.
+#[macro_export]
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(format!($($message)+).into());
+        }
+    };
+}
+
+/// Normally distributed values, the same for the same seed.
+pub fn normal(dims: &[usize], mean: f64, deviation: f64, seed: u64) -> ArrayD<f32> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let normal = Normal::new(mean, deviation).expect("the deviation is finite");
+    ArrayD::from_shape_simple_fn(dims, || normal.sample(&mut random) as f32)
+}
+
+/// Normally distributed values, one per channel.
+pub fn normal_vector(channels: usize, mean: f64, deviation: f64, seed: u64) -> Array1<f32> {
+    Array1::from_iter(normal(&[channels], mean, deviation, seed))
+}
+
+/// Fails with the first value that is further from the expected one than allowed.
+pub fn ensure_close<'a>(
+    what: &str,
+    found: impl IntoIterator<Item = &'a f32>,
+    expected: impl IntoIterator<Item = &'a f64>,
+    allowed: impl Fn(usize, f64) -> f64,
+) -> Outcome {
+    let mut found = found.into_iter();
+    let mut expected = expected.into_iter();
+    let mut index = 0;
+    loop {
+        match (found.next(), expected.next()) {
+            (None, None) => return Ok(()),
+            (Some(&found), Some(&expected)) => {
+                let allowed = allowed(index, expected);
+                let apart = (f64::from(found) - expected).abs();
+                ensure!(
+                    apart <= allowed,
+                    "{what}[{index}] is {found:e}, expected {expected:e}: {apart:e} apart, {allowed:e} allowed"
+                );
+            }
+            _ => return Err(format!("{what} ends at {index}, on one side only").into()),
+        }
+        index += 1;
+    }
+}
+
+/// The largest magnitude.
+pub fn largest<'a>(values: impl IntoIterator<Item = &'a f64>) -> f64 {
+    values
+        .into_iter()
+        .fold(0.0, |largest: f64, value| largest.max(value.abs()))
+}
+
+/// `tests/data/pytorch.json`, written by the script beside it.
+#[derive(Deserialize)]
+pub struct PyTorch {
+    pub layers: Vec<LayerCase>,
+    pub optimizers: Vec<OptimizerCase>,
+}
+
+impl PyTorch {
+    pub fn load() -> Self {
+        let text = include_str!("../data/pytorch.json");
+        serde_json::from_str(text).expect("the data has the form that its script writes")
+    }
+}
+
+/// A batch normalization in training, and an evaluation after it. All lists in memory order.
+#[derive(Clone, Deserialize)]
+pub struct LayerCase {
+    pub name: String,
+    layout: String,
+    pub shape: Vec<usize>,
+    pub eps: f64,
+    pub momentum: f64,
+    pub x: Vec<f64>,
+    pub dy: Vec<f64>,
+    pub gamma: Vec<f64>,
+    pub beta: Vec<f64>,
+    pub running_mean: Vec<f64>,
+    pub running_var: Vec<f64>,
+    pub y: Vec<f64>,
+    pub dx: Vec<f64>,
+    pub dgamma: Vec<f64>,
+    pub dbeta: Vec<f64>,
+    pub running_mean_after: Vec<f64>,
+    pub running_var_after: Vec<f64>,
+    pub y_eval: Vec<f64>,
+}
+
+impl LayerCase {
+    pub fn layout(&self) -> Layout {
+        match self.layout.as_str() {
+            "channels_first" => Layout::ChannelsFirst,
+            "channels_last" => Layout::ChannelsLast,
+            other => panic!("unknown layout {other}"),
+        }
+    }
+
+    /// A list of values as an array of the case's shape.
+    pub fn array(&self, values: &[f64]) -> ArrayD<f64> {
+        ArrayD::from_shape_vec(IxDyn(&self.shape), values.to_vec())
+            .expect("a list has as many values as the shape says")
+    }
+
+    /// The same, in f32. The inputs of the data are f32 numbers, so this is exact for them.
+    pub fn array_f32(&self, values: &[f64]) -> ArrayD<f32> {
+        self.array(values).mapv(|value| value as f32)
+    }
+
+    /// The magnitude of what cancels in `dx`: |γ|·max|dy|/√(var + eps).
+    pub fn dx_scale(&self, var: &Array1<f64>) -> f64 {
+        let steepest = self
+            .gamma
+            .iter()
+            .zip(var)
+            .map(|(gamma, var)| gamma.abs() / (var + self.eps).sqrt())
+            .fold(0.0, f64::max);
+        steepest * largest(&self.dy)
+    }
+}
+
+/// A descent of one parameter vector.
+#[derive(Clone, Deserialize)]
+pub struct OptimizerCase {
+    pub name: String,
+    algorithm: String,
+    pub initial: Vec<f32>,
+    pub gradients: Vec<Vec<f32>>,
+    pub parameters: Vec<Vec<f64>>,
+    lr: f64,
+    #[serde(default)]
+    momentum: f64,
+    #[serde(default)]
+    dampening: f64,
+    weight_decay: f64,
+    #[serde(default)]
+    nesterov: bool,
+    #[serde(default)]
+    alpha: f64,
+    #[serde(default)]
+    eps: f64,
+    #[serde(default)]
+    centered: bool,
+    #[serde(default)]
+    betas: [f64; 2],
+    #[serde(default)]
+    amsgrad: bool,
+}
+
+impl OptimizerCase {
+    pub fn algorithm(&self) -> wgpu_batchnorm::Algorithm {
+        use wgpu_batchnorm::{Adam, RmsProp, Sgd};
+        let &Self {
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            alpha,
+            eps,
+            centered,
+            betas,
+            amsgrad,
+            ..
+        } = self;
+        match self.algorithm.as_str() {
+            "sgd" => Sgd {
+                lr,
+                momentum,
+                dampening,
+                weight_decay,
+                nesterov,
+            }
+            .into(),
+            "rmsprop" => RmsProp {
+                lr,
+                alpha,
+                eps,
+                weight_decay,
+                momentum,
+                centered,
+            }
+            .into(),
+            "adam" => Adam {
+                lr,
+                betas,
+                eps,
+                weight_decay,
+                amsgrad,
+            }
+            .into(),
+            other => panic!("unknown algorithm {other}"),
+        }
+    }
+}

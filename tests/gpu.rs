@@ -1,0 +1,38 @@
+//! Every operation on every adapter of this machine, against the CPU path and PyTorch.
+//!
+//! Each test has its adapter in its name. Where there is no adapter, one test shows as ignored.
+
+mod common;
+
+#[path = "gpu/accuracy.rs"]
+mod accuracy;
+#[path = "gpu/bad_input.rs"]
+mod bad_input;
+#[path = "gpu/device.rs"]
+mod device;
+#[path = "gpu/operations.rs"]
+mod operations;
+#[path = "gpu/plan.rs"]
+mod plan;
+#[path = "gpu/reference.rs"]
+mod reference;
+
+use common::Adapter;
+
+fn main() {
+    let arguments = libtest_mimic::Arguments::from_args();
+    let adapters = Adapter::all();
+    let mut trials = Vec::new();
+    for adapter in &adapters {
+        trials.extend(operations::trials(adapter));
+        trials.extend(reference::trials(adapter));
+        trials.extend(accuracy::trials(adapter));
+        trials.extend(plan::trials(adapter));
+        trials.extend(bad_input::trials(adapter));
+        trials.extend(device::trials(adapter));
+    }
+    if adapters.is_empty() {
+        trials.push(common::needs_an_adapter("all GPU tests"));
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}

@@ -1,0 +1,186 @@
+//! Devices: the caller's own, with low limits, several at once, lost.
+
+use libtest_mimic::Trial;
+use ndarray::array;
+use wgpu_batchnorm::{
+    BatchNorm, Error, ForwardBuffers, Gpu, Layout, Optimizer, Options, Plan, Sgd, Shape, Tensor,
+    Tuning, wgpu,
+};
+
+use crate::common::{Adapter, Outcome, normal};
+use crate::ensure;
+
+pub fn trials(adapter: &Adapter) -> Vec<Trial> {
+    vec![
+        adapter.trial(
+            "a device of the caller's, on wgpu's default limits",
+            default_limits,
+        ),
+        adapter.trial("limits below the kernels' needs are an error", low_limits),
+        adapter.trial(
+            "tensors and buffers of another device are errors",
+            other_device,
+        ),
+        adapter.trial("a lost device is an error, not a hang", lost_device),
+        adapter.trial("the name says back end and adapter", |gpu| {
+            let name = gpu.name();
+            ensure!(name.contains(&gpu.info().name), "{name}");
+            ensure!(
+                name.contains(&format!("{:?}", gpu.info().backend)),
+                "{name}"
+            );
+            Ok(())
+        }),
+    ]
+}
+
+/// The adapter of `gpu`, found anew.
+fn adapter_of(gpu: &Gpu) -> Result<wgpu::Adapter, Box<dyn std::error::Error>> {
+    let found = pollster::block_on(Gpu::adapters())
+        .into_iter()
+        .find(|adapter| adapter.get_info() == *gpu.info());
+    Ok(found.ok_or("the adapter is gone")?)
+}
+
+/// A device of its own on the adapter of `gpu`, with other limits.
+fn open(gpu: &Gpu, limits: wgpu::Limits) -> Result<Gpu, Box<dyn std::error::Error>> {
+    let adapter = adapter_of(gpu)?;
+    let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+        required_limits: limits,
+        ..Default::default()
+    }))?;
+    Ok(Gpu::from_device(device, queue)?)
+}
+
+fn default_limits(gpu: &Gpu) -> Outcome {
+    let gpu = open(gpu, wgpu::Limits::default())?;
+    for tuning in [Tuning::gpu(), Tuning::cpu()] {
+        let mut layer = BatchNorm::new(&gpu, 16, Options::default().tuning(tuning))?;
+        let x = normal(&[8, 16, 14, 14], 3.0, 1.0, 1);
+        let x = Tensor::from_array(&gpu, &x, Layout::ChannelsFirst)?;
+        let mut checked = wgpu_batchnorm::verify::Checked::new(&mut layer);
+        checked.forward_blocking(&x)?;
+        checked.backward_blocking(&x)?;
+    }
+    // A binding may be 128 MiB, a buffer 256 MiB: this fits the one, not the other.
+    let shape = Shape::new(&[(1 << 25) + 1, 1], Layout::ChannelsFirst)?;
+    match Plan::new(&gpu, &shape, &Options::default()) {
+        Err(Error::TooLarge { bytes, limit, .. }) => {
+            ensure!(
+                bytes == (1 << 27) + 4 && limit == 1 << 27,
+                "{bytes} {limit}"
+            );
+        }
+        other => return Err(format!("{other:?}").into()),
+    }
+    Ok(())
+}
+
+fn low_limits(gpu: &Gpu) -> Outcome {
+    let limits = wgpu::Limits {
+        max_storage_buffers_per_shader_stage: 4,
+        ..wgpu::Limits::default()
+    };
+    let error = open(gpu, limits).err().map(|error| error.to_string());
+    let error = error.unwrap_or_default();
+    ensure!(
+        error.contains("max_storage_buffers_per_shader_stage"),
+        "{error}"
+    );
+
+    // Workgroups shrink to what the device takes.
+    let limits = wgpu::Limits {
+        max_compute_invocations_per_workgroup: 16,
+        max_compute_workgroup_size_x: 16,
+        ..wgpu::Limits::default()
+    };
+    let gpu = open(gpu, limits)?;
+    let mut layer = BatchNorm::new(&gpu, 3, Options::default().tuning(Tuning::gpu()))?;
+    let x = normal(&[8, 3, 14, 15], 3.0, 1.0, 1);
+    let x = Tensor::from_array(&gpu, &x, Layout::ChannelsFirst)?;
+    let mut checked = wgpu_batchnorm::verify::Checked::new(&mut layer);
+    checked.forward_blocking(&x)?;
+    checked.backward_blocking(&x)?;
+    let mut optimizer = Optimizer::new(
+        &BatchNorm::new(&gpu, 3, Options::default())?,
+        Sgd::default(),
+    )?;
+    checked.step_blocking(&mut optimizer)?;
+    Ok(())
+}
+
+fn other_device(gpu: &Gpu) -> Outcome {
+    let adapter = adapter_of(gpu)?;
+    let gpu = &pollster::block_on(Gpu::from_adapter(&adapter))?;
+    let other = pollster::block_on(Gpu::from_adapter(&adapter))?;
+    let x = Tensor::from_array(&other, &array![[1.0], [2.0]], Layout::ChannelsFirst)?;
+    let mut layer = BatchNorm::new(gpu, 1, Options::default())?;
+    let found = layer.forward(&x).err();
+    ensure!(
+        matches!(found, Some(Error::OtherDevice { tensor: "x", .. })),
+        "{found:?}"
+    );
+    let mine = Tensor::from_array(gpu, &array![[1.0], [2.0]], Layout::ChannelsFirst)?;
+    layer.forward(&mine)?;
+    let found = layer.backward(&x).err();
+    ensure!(
+        matches!(found, Some(Error::OtherDevice { tensor: "dy", .. })),
+        "{found:?}"
+    );
+    layer.backward(&mine)?;
+    let foreign = BatchNorm::new(&other, 1, Options::default())?;
+    let found = Optimizer::new(&foreign, Sgd::default())?
+        .step(&mut layer)
+        .err();
+    ensure!(
+        matches!(found, Some(Error::OtherDevice { .. })),
+        "{found:?}"
+    );
+
+    // A bare buffer does not say whose it is; wgpu does.
+    let plan = Plan::new(gpu, mine.shape(), &Options::default())?;
+    let vector = |gpu: &Gpu| {
+        gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: 16,
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        })
+    };
+    let (a, b, c, foreign) = (vector(gpu), vector(gpu), vector(gpu), vector(&other));
+    let y = Tensor::zeros(gpu, mine.shape())?;
+    let found = plan.bind_forward(&ForwardBuffers {
+        x: mine.buffer().slice(..8),
+        gamma: foreign.slice(..4),
+        beta: a.slice(..4),
+        y: y.buffer().slice(..8),
+        running_mean: b.slice(..4),
+        running_var: c.slice(..4),
+        saved: vector(gpu).slice(..),
+    });
+    ensure!(matches!(found, Err(Error::Wgpu { .. })), "{found:?}");
+    // The device is none the worse for it.
+    layer.forward(&mine)?.to_array_blocking()?;
+    Ok(())
+}
+
+fn lost_device(gpu: &Gpu) -> Outcome {
+    let gpu = open(gpu, wgpu::Limits::default())?;
+    let x = Tensor::from_array(&gpu, &normal(&[4, 2], 0.0, 1.0, 1), Layout::ChannelsFirst)?;
+    let mut layer = BatchNorm::new(&gpu, 2, Options::default())?;
+    layer.forward(&x)?;
+    gpu.device().destroy();
+    let read = x.to_array_blocking();
+    ensure!(read.is_err(), "values came from a destroyed device");
+    ensure!(
+        layer.state_blocking().is_err(),
+        "state came from a destroyed device"
+    );
+    // Each of these fails or goes nowhere; none panics or hangs.
+    let _ = layer.forward(&x);
+    let _ = layer.backward(&x);
+    let _ = layer.set_state(&wgpu_batchnorm::State::new(2));
+    let _ = BatchNorm::new(&gpu, 2, Options::default());
+    let _ = Tensor::zeros(&gpu, x.shape());
+    Ok(())
+}
