@@ -81,7 +81,7 @@ fn running(
     normalize(tile, Coefficients(
         running_mean[column],
         PerChannel(),
-        inverseSqrt(running_var[column] + constants.eps) * gamma[column],
+        inv_std_of(running_var[column]) * gamma[column],
         beta[column],
     ));
 }

@@ -159,7 +159,7 @@ fn merge(
         let variance = moments.m2 * constants.inverse_count;
         saved[column] = pivot;
         saved[column + geometry.columns] = moments.mean;
-        saved[column + geometry.columns * 2u] = inverseSqrt(variance + constants.eps);
+        saved[column + geometry.columns * 2u] = inv_std_of(variance);
         saved[column + geometry.columns * 3u] = variance;
         running_mean[column] = (1.0 - constants.momentum_mean) * running_mean[column]
             + constants.momentum_mean * (pivot + moments.mean);

@@ -15,3 +15,13 @@ struct Constants {
 }
 
 @group(0) @binding(1) var<uniform> constants: Constants;
+
+/// 1 / sqrt(variance + eps), within about one unit in the last place.
+///
+/// inverseSqrt alone may be two off, which the gradient of x would feel twice: so one step of
+/// Newton's method on top.
+fn inv_std_of(variance: PerChannel) -> PerChannel {
+    let shifted = variance + constants.eps;
+    let guess = inverseSqrt(shifted);
+    return guess + 0.5 * guess * fma(-shifted * guess, guess, PerChannel(1.0));
+}
