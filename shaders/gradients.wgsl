@@ -6,9 +6,9 @@
 //      saved          [4, channels], from statistics.wgsl
 // out  dgamma, dbeta  [channels]
 //      partials       [2, channels]: dbeta / M and inv_std * dgamma / M, for input_gradient.wgsl
-// via  partials       behind those, [2 * splits, channels]: Σdy and Σdy * (x - mean) of each split
+// via  partials       behind those, [splits, 2, channels]: Σdy and Σdy * (x - mean) of each split
 //
-// `partial` runs once per column and split, `merge` once per column, in the next dispatch.
+// `partial` runs once per column and split, `merge` once per column, after all slices' `partial`.
 // Twin on the CPU: src/cpu/gradients.rs.
 
 @group(0) @binding(2) var<storage, read> x: array<Pack>;
@@ -52,7 +52,7 @@ fn partial(
 ) {
     let tile = tile(workgroup, grid, local);
     let pivot = saved[tile.column];
-    let remainder = saved[tile.column + geometry.columns];
+    let remainder = saved[tile.column + geometry.all_columns];
 
     // Load, in blocks of four packs.
     var sums = Sums();
@@ -85,9 +85,10 @@ fn partial(
 
     // Write.
     if tile.live && tile.lane == 0u {
-        let at = (2u + 2u * tile.split) * geometry.columns + tile.column;
+        let row = 2u + 2u * (geometry.first_split + tile.split);
+        let at = row * geometry.all_columns + tile.column;
         partials[at] = sums.dy;
-        partials[at + geometry.columns] = sums.product;
+        partials[at + geometry.all_columns] = sums.product;
     }
 }
 
@@ -101,23 +102,23 @@ fn merge(
 
     // Load the partials, lane by lane.
     var sums = Sums();
-    for (var split = tile.lane; split < geometry.splits; split += LANES_Y) {
-        let at = (2u + 2u * split) * geometry.columns + tile.column;
+    for (var split = tile.lane; split < geometry.length; split += LANES_Y) {
+        let at = (2u + 2u * split) * geometry.all_columns + tile.column;
         sums.dy += partials[at];
-        sums.product += partials[at + geometry.columns];
+        sums.product += partials[at + geometry.all_columns];
     }
 
     // Reduce over the lanes.
     sums = summed_lanes(sums, local, tile.lane);
 
     // Write.
-    if tile.live && tile.split == 0u && tile.lane == 0u {
+    if tile.live && tile.lane == 0u {
         let column = tile.column;
-        let inv_std = saved[column + geometry.columns * 2u];
+        let inv_std = saved[column + geometry.all_columns * 2u];
         let dgamma_here = sums.product * inv_std;
         dgamma[column] = dgamma_here;
         dbeta[column] = sums.dy;
         partials[column] = sums.dy * constants.inverse_count;
-        partials[column + geometry.columns] = dgamma_here * constants.inverse_count * inv_std;
+        partials[column + geometry.all_columns] = dgamma_here * constants.inverse_count * inv_std;
     }
 }

@@ -44,10 +44,10 @@ fn main(
     let column = tile.column;
     let c = Coefficients(
         saved[column],
-        saved[column + geometry.columns],
-        saved[column + geometry.columns * 2u] * gamma[column],
+        saved[column + geometry.all_columns],
+        saved[column + geometry.all_columns * 2u] * gamma[column],
         partials[column],
-        partials[column + geometry.columns],
+        partials[column + geometry.all_columns],
     );
     var walk = walk(tile);
     while walk.remaining >= 4u {

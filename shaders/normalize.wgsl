@@ -64,8 +64,8 @@ fn batch(
     let column = tile.column;
     normalize(tile, Coefficients(
         saved[column],
-        saved[column + geometry.columns],
-        saved[column + geometry.columns * 2u] * gamma[column],
+        saved[column + geometry.all_columns],
+        saved[column + geometry.all_columns * 2u] * gamma[column],
         beta[column],
     ));
 }

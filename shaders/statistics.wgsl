@@ -6,9 +6,10 @@
 // in   x        [outer, channels, inner]
 // out  saved    [4, channels]: pivot, remainder, inv_std, var, with mean = pivot + remainder
 //      running_mean, running_var  [channels], updated in place
-// via  partials [1 + 2 * splits, channels]: pivot, then mean - pivot and Σ(x - mean)² of each split
+// via  partials [splits, 4, channels]: count, pivot, mean - pivot and Σ(x - mean)² of each split;
+//               a count of 0 where a split has nothing of a channel
 //
-// `partial` runs once per column and split, `merge` once per column, in the next dispatch.
+// `partial` runs once per column and split, `merge` once per column, after all slices' `partial`.
 // Two things keep the digits at any offset of x: everything is measured from a pivot, a value of
 // the channel itself, and sums of squares are taken about the mean of a short block, then merged
 // by Chan's formula in a fixed order.
@@ -67,18 +68,17 @@ fn median(a: PerChannel, b: PerChannel, c: PerChannel) -> PerChannel {
     return max(min(a, b), min(max(a, b), c));
 }
 
-fn probe(base: u32, index: u32) -> PerChannel {
-    return sample(x[base + geometry.probes[index / 4u][index % 4u]]);
+fn probe(address: u32, index: u32) -> PerChannel {
+    return sample(x[address + geometry.probes[index / 4u][index % 4u]]);
 }
 
 /// A value of the channel that is no outlier: the median of three medians of three, taken at
 /// places spread over the batch and the plane.
-fn pivot_of(column: u32) -> PerChannel {
-    let base = column * geometry.plane;
+fn pivot_of(address: u32) -> PerChannel {
     return median(
-        median(probe(base, 0u), probe(base, 1u), probe(base, 2u)),
-        median(probe(base, 3u), probe(base, 4u), probe(base, 5u)),
-        median(probe(base, 6u), probe(base, 7u), probe(base, 8u)),
+        median(probe(address, 0u), probe(address, 1u), probe(address, 2u)),
+        median(probe(address, 3u), probe(address, 4u), probe(address, 5u)),
+        median(probe(address, 6u), probe(address, 7u), probe(address, 8u)),
     );
 }
 
@@ -89,7 +89,7 @@ fn partial(
     @builtin(local_invocation_index) local: u32,
 ) {
     let tile = tile(workgroup, grid, local);
-    let pivot = pivot_of(tile.column);
+    let pivot = pivot_of(tile.address);
 
     // Load, in blocks of four packs.
     var moments = Moments();
@@ -119,12 +119,12 @@ fn partial(
 
     // Write.
     if tile.live && tile.lane == 0u {
-        if tile.split == 0u {
-            partials[tile.column] = pivot;
-        }
-        let at = (1u + 2u * tile.split) * geometry.columns + tile.column;
-        partials[at] = moments.mean;
-        partials[at + geometry.columns] = moments.m2;
+        let row = 4u * (geometry.first_split + tile.split);
+        let at = row * geometry.all_columns + tile.column;
+        partials[at] = PerChannel(moments.count);
+        partials[at + geometry.all_columns] = pivot;
+        partials[at + geometry.all_columns * 2u] = moments.mean;
+        partials[at + geometry.all_columns * 3u] = moments.m2;
     }
 }
 
@@ -136,31 +136,38 @@ fn merge(
 ) {
     let tile = tile(workgroup, grid, local);
 
-    // Load the partials, lane by lane.
+    // Load the partials, lane by lane, all measured from the pivot of the first that is not empty.
+    let stride = 4u * geometry.all_columns;
+    var first = tile.column;
+    for (var split = 1u; split < geometry.length; split += 1u) {
+        if first_channel(partials[first]) > 0.0 {
+            break;
+        }
+        first += stride;
+    }
+    let pivot = partials[first + geometry.all_columns];
     var moments = Moments();
-    for (var split = tile.lane; split < geometry.splits; split += LANES_Y) {
-        let packs = min(geometry.split_length, geometry.length - split * geometry.split_length);
-        let at = (1u + 2u * split) * geometry.columns + tile.column;
-        let part = Moments(
-            f32(packs) * VALUES_PER_CHANNEL,
-            partials[at],
-            partials[at + geometry.columns],
-        );
-        moments = merged(moments, part);
+    for (var split = tile.lane; split < geometry.length; split += LANES_Y) {
+        let at = split * stride + tile.column;
+        let from_pivot = partials[at + geometry.all_columns] - pivot;
+        moments = merged(moments, Moments(
+            first_channel(partials[at]),
+            from_pivot + partials[at + geometry.all_columns * 2u],
+            partials[at + geometry.all_columns * 3u],
+        ));
     }
 
     // Reduce over the lanes.
     moments = merged_lanes(moments, local, tile.lane);
 
     // Write.
-    if tile.live && tile.split == 0u && tile.lane == 0u {
+    if tile.live && tile.lane == 0u {
         let column = tile.column;
-        let pivot = partials[column];
         let variance = moments.m2 * constants.inverse_count;
         saved[column] = pivot;
-        saved[column + geometry.columns] = moments.mean;
-        saved[column + geometry.columns * 2u] = inv_std_of(variance);
-        saved[column + geometry.columns * 3u] = variance;
+        saved[column + geometry.all_columns] = moments.mean;
+        saved[column + geometry.all_columns * 2u] = inv_std_of(variance);
+        saved[column + geometry.all_columns * 3u] = variance;
         running_mean[column] = (1.0 - constants.momentum_mean) * running_mean[column]
             + constants.momentum_mean * (pivot + moments.mean);
         running_var[column] = (1.0 - constants.momentum_var) * running_var[column]

@@ -188,15 +188,29 @@ impl Gpu {
         Ok(pipeline)
     }
 
-    /// A buffer for an f32 vector or tensor, filled with `values`.
+    /// A buffer for a tensor or vector, filled with `values`.
     pub(crate) fn upload(&self, label: &str, values: &[f32]) -> Result<wgpu::Buffer, Error> {
-        self.check_size(label, size_of_val(values) as u64)?;
+        check_size(
+            label,
+            size_of_val(values) as u64,
+            self.limits().max_buffer_size,
+        )?;
         self.buffer_with(label, bytemuck::cast_slice(values), STORAGE)
     }
 
-    /// A buffer for an f32 vector or tensor, zero at first. Never empty, even for 0 bytes.
-    pub(crate) fn allocate(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, Error> {
-        self.check_size(label, bytes)?;
+    /// A buffer for a tensor, zero at first. Never empty, even for 0 bytes.
+    pub(crate) fn tensor(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, Error> {
+        check_size(label, bytes, self.limits().max_buffer_size)?;
+        self.caught(|| self.buffer(label, bytes, STORAGE))
+    }
+
+    /// A buffer for vectors with a value per channel, zero at first, to be bound as a whole.
+    pub(crate) fn vectors(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, Error> {
+        let limits = self.limits();
+        let limit = limits
+            .max_buffer_size
+            .min(limits.max_storage_buffer_binding_size);
+        check_size(label, bytes, limit)?;
         self.caught(|| self.buffer(label, bytes, STORAGE))
     }
 
@@ -204,22 +218,6 @@ impl Gpu {
     pub(crate) fn uniform(&self, label: &str, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         self.buffer_with(label, bytes, usage)
-    }
-
-    /// Fails if a buffer of that size cannot be bound as a whole.
-    fn check_size(&self, label: &str, bytes: u64) -> Result<(), Error> {
-        let limits = self.limits();
-        let limit = limits
-            .max_buffer_size
-            .min(limits.max_storage_buffer_binding_size);
-        if bytes <= limit {
-            return Ok(());
-        }
-        Err(Error::TooLarge {
-            what: label.to_owned(),
-            bytes,
-            limit,
-        })
     }
 
     fn buffer_with(
@@ -316,6 +314,18 @@ impl Gpu {
             .map_err(|error| failed(error.to_string()))?;
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
+}
+
+/// Fails if something would have more bytes than allowed.
+pub(crate) fn check_size(what: &str, bytes: u64, limit: u64) -> Result<(), Error> {
+    if bytes <= limit {
+        return Ok(());
+    }
+    Err(Error::TooLarge {
+        what: what.to_owned(),
+        bytes,
+        limit,
+    })
 }
 
 /// The result of a future that needs no waiting; `None` if it does.

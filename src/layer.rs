@@ -147,7 +147,7 @@ impl BatchNorm {
             running_var: constant("running_var", 1.0)?,
             dgamma: constant("dgamma", 0.0)?,
             dbeta: constant("dbeta", 0.0)?,
-            saved: gpu.allocate("batch_norm.saved", SAVED_ROWS * shape.bytes())?,
+            saved: gpu.vectors("batch_norm.saved", SAVED_ROWS * shape.bytes())?,
             gpu: gpu.clone(),
             options,
             channels,

@@ -11,6 +11,7 @@
 )]
 
 pub mod cpu;
+mod division;
 mod error;
 mod gpu;
 mod kernels;
@@ -25,6 +26,7 @@ pub mod verify;
 
 pub use error::Error;
 pub use gpu::Gpu;
+pub use kernels::{ShaderText, shader_texts};
 pub use layer::{BatchNorm, Gradients, Mode, State};
 pub use optimizer::{Adam, Algorithm, Optimizer, RmsProp, Sgd};
 pub use options::{Options, RunningVariance};

@@ -2,11 +2,11 @@
 //!
 //! The formulas are those of PyTorch's `torch.optim`; so are the names and the defaults.
 
+use crate::division::{Launch, Packing};
 use crate::kernels::optimizer::{ADAM, RMSPROP, SGD, Settings};
 use crate::kernels::{Dispatch, EntryPoint};
 use crate::options::{fraction, not_negative};
 use crate::plan::binding;
-use crate::tuning::{Launch, Packing};
 use crate::{BatchNorm, Error, Gpu};
 
 /// Stochastic gradient descent, with momentum if it is not 0.
@@ -297,7 +297,7 @@ impl Optimizer {
         algorithm.validate()?;
         let gpu = layer.gpu().clone();
         let bytes = algorithm.state_slots() * (layer.channels() * size_of::<f32>()) as u64;
-        let state = || gpu.allocate("batch_norm.optimizer.state", bytes);
+        let state = || gpu.vectors("batch_norm.optimizer.state", bytes);
         Ok(Self {
             settings: gpu.uniform(
                 "batch_norm.optimizer.settings",
@@ -362,8 +362,13 @@ impl Optimizer {
             .into_iter()
             .zip(&self.states)
             .map(|((parameter, gradient), state)| {
-                let buffers = [&self.settings, gradient, parameter, state]
-                    .map(|buffer| binding(buffer.slice(..)));
+                let buffers = [
+                    ("settings", &self.settings),
+                    ("gradient", gradient),
+                    ("parameter", parameter),
+                    ("state", state),
+                ]
+                .map(|(name, buffer)| (name, binding(buffer.slice(..))));
                 let entry = self.algorithm.entry_point();
                 Dispatch::new(&self.gpu, entry, Packing::Scalar, launch, &buffers)
             })

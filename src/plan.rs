@@ -2,9 +2,10 @@
 
 use wgpu::{BufferBinding, BufferSlice};
 
+use crate::division::{Block, Division, Divisions, Geometry, Packing};
+use crate::gpu::check_size;
 use crate::kernels::{Constants, Dispatch, EntryPoint};
 use crate::kernels::{gradients, input_gradient, normalize, statistics};
-use crate::tuning::{Division, Geometry, Packed, Packing};
 use crate::{Error, Gpu, Options, Shape, Tuning};
 
 /// Batch normalization of one shape with one set of options, for engines.
@@ -65,15 +66,14 @@ pub struct Plan {
     gpu: Gpu,
     shape: Shape,
     packing: Packing,
-    reduction: Division,
-    merge: Division,
-    map: Division,
-    /// `Constants`, then the geometry of the reduction (the merge's too) and of the map, each at
-    /// a multiple of `block`.
+    divisions: Divisions,
+    /// `Constants`, then the geometry of every division, each at a multiple of `uniform_stride`.
     uniforms: wgpu::Buffer,
-    block: u64,
-    /// Partial results between the dispatches of one operation.
-    workspace: wgpu::Buffer,
+    uniform_stride: u64,
+    /// Partial results of the statistics, from one dispatch to the next.
+    moments: wgpu::Buffer,
+    /// Partial results of the gradients, from one dispatch to the next.
+    sums: wgpu::Buffer,
 }
 
 /// The buffer ranges of a forward pass in training.
@@ -165,28 +165,39 @@ impl Commands {
 /// A buffer range with the name of the tensor in it.
 type Named<'a> = (&'static str, BufferSlice<'a>);
 
+/// A kernel of an operation, with its buffers in the order of its bindings.
+struct Step<'a> {
+    entry: &'static EntryPoint,
+    over: Over,
+    /// Of which each dispatch binds its slice.
+    tensors: &'a [Named<'a>],
+    /// Which each dispatch binds whole.
+    vectors: &'a [Named<'a>],
+}
+
+/// Which divisions a kernel runs over.
+#[derive(Clone, Copy)]
+enum Over {
+    Reduction,
+    Merge,
+    Map,
+}
+
 impl Plan {
     /// Plans batch normalization of tensors of `shape`.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] for options out of range, [`Error::TooLarge`] for a tensor
-    /// beyond the device's `max_storage_buffer_binding_size` or `max_buffer_size`,
-    /// [`Error::OutOfMemory`] if the workspace does not fit.
+    /// beyond the device's `max_buffer_size` or parameters beyond its
+    /// `max_storage_buffer_binding_size`, [`Error::OutOfMemory`] if the workspace does not fit.
     pub fn new(gpu: &Gpu, shape: &Shape, options: &Options) -> Result<Self, Error> {
         options.validate()?;
         let limits = gpu.limits();
-        let limit = limits
-            .max_storage_buffer_binding_size
-            .min(limits.max_buffer_size)
-            // Addresses are u32, in values.
-            .min(u64::from(u32::MAX));
-        if shape.bytes() > limit {
-            return Err(Error::TooLarge {
-                what: format!("a tensor of shape {:?}", shape.dims()),
-                bytes: shape.bytes(),
-                limit,
-            });
-        }
+        let tensor = format!("a tensor of shape {:?}", shape.dims());
+        check_size(&tensor, shape.bytes(), limits.max_buffer_size)?;
+        let saved = statistics::SAVED_ROWS * channel_bytes(shape);
+        let binding = limits.max_storage_buffer_binding_size;
+        check_size("the statistics of all channels", saved, binding)?;
         // An empty tensor takes no dispatch: plan for one value per channel instead.
         let mut view = shape.view();
         if shape.is_empty() {
@@ -198,10 +209,7 @@ impl Plan {
             .unwrap_or_else(|| Tuning::for_device(gpu.info().device_type))
             .within(limits);
         let packing = Packing::of(view);
-        let packed = Packed::new(view, packing);
-        let reduction = Division::reduction(packed, &tuning, limits);
-        let merge = Division::merge(&reduction, &tuning, limits);
-        let map = Division::map(packed, &tuning, limits);
+        let divisions = Divisions::new(Block::new(view, packing), packing, &tuning, limits);
 
         let count = shape.values_per_channel();
         let constants = Constants {
@@ -211,30 +219,33 @@ impl Plan {
             momentum_mean: options.momentum_mean as f32,
             momentum_var: options.momentum_var as f32,
         };
-        let block = (size_of::<Geometry>() as u64)
+        let uniform_stride = (size_of::<Geometry>() as u64)
             .next_multiple_of(limits.min_uniform_buffer_offset_alignment.into());
-        let mut uniforms = vec![0; 3 * block as usize];
-        let blocks = [
-            bytemuck::bytes_of(&constants),
-            bytemuck::bytes_of(&reduction.geometry),
-            bytemuck::bytes_of(&map.geometry),
-        ];
-        for (at, bytes) in uniforms.chunks_exact_mut(block as usize).zip(blocks) {
-            at[..bytes.len()].copy_from_slice(bytes);
+        let geometries = divisions
+            .all()
+            .map(|division| bytemuck::bytes_of(&division.geometry));
+        let mut uniforms = Vec::new();
+        for block in std::iter::once(bytemuck::bytes_of(&constants)).chain(geometries) {
+            uniforms.extend_from_slice(block);
+            uniforms.resize(uniforms.len().next_multiple_of(uniform_stride as usize), 0);
         }
 
-        let splits = reduction.geometry.splits;
-        let rows = statistics::partial_rows(splits).max(gradients::partial_rows(splits));
+        let partials = |name: &str, rows: u64| gpu.vectors(name, rows * channel_bytes(shape));
         Ok(Self {
             uniforms: gpu.uniform("batch_norm.plan", &uniforms)?,
-            workspace: gpu.allocate("batch_norm.workspace", rows * channel_bytes(shape))?,
+            moments: partials(
+                "batch_norm.moments",
+                statistics::partial_rows(divisions.splits()),
+            )?,
+            sums: partials(
+                "batch_norm.sums",
+                gradients::partial_rows(divisions.splits()),
+            )?,
             gpu: gpu.clone(),
             shape: shape.clone(),
             packing,
-            reduction,
-            merge,
-            map,
-            block,
+            divisions,
+            uniform_stride,
         })
     }
 
@@ -274,18 +285,26 @@ impl Plan {
         let saved = self.range("saved", buffers.saved, self.saved_bytes())?;
         separate(y, &[x, gamma, beta, saved])?;
         apart(&[running_mean, running_var, saved])?;
+        let partials = ("partials", self.moments.slice(..));
         self.commands(&[
-            (
-                &statistics::PARTIAL,
-                &self.reduction,
-                &[x, self.workspace()],
-            ),
-            (
-                &statistics::MERGE,
-                &self.merge,
-                &[self.workspace(), saved, running_mean, running_var],
-            ),
-            (&normalize::BATCH, &self.map, &[x, y, gamma, beta, saved]),
+            Step {
+                entry: &statistics::PARTIAL,
+                over: Over::Reduction,
+                tensors: &[x],
+                vectors: &[partials],
+            },
+            Step {
+                entry: &statistics::MERGE,
+                over: Over::Merge,
+                tensors: &[],
+                vectors: &[partials, saved, running_mean, running_var],
+            },
+            Step {
+                entry: &normalize::BATCH,
+                over: Over::Map,
+                tensors: &[x, y],
+                vectors: &[gamma, beta, saved],
+            },
         ])
     }
 
@@ -310,11 +329,12 @@ impl Plan {
         let y = self.tensor("y", buffers.y)?;
         let inputs = [x, gamma, beta, running_mean, running_var];
         separate(y, &inputs)?;
-        self.commands(&[(
-            &normalize::RUNNING,
-            &self.map,
-            &[x, y, gamma, beta, running_mean, running_var],
-        )])
+        self.commands(&[Step {
+            entry: &normalize::RUNNING,
+            over: Over::Map,
+            tensors: &[x, y],
+            vectors: &[gamma, beta, running_mean, running_var],
+        }])
     }
 
     /// Binds the backward pass of training, through the batch's own statistics: `dβ = Σdy`,
@@ -342,44 +362,62 @@ impl Plan {
         separate(dgamma, &[saved])?;
         separate(dbeta, &[saved])?;
         apart(&[dgamma, dbeta, dx])?;
+        let partials = ("partials", self.sums.slice(..));
         self.commands(&[
-            (
-                &gradients::PARTIAL,
-                &self.reduction,
-                &[x, dy, saved, self.workspace()],
-            ),
-            (
-                &gradients::MERGE,
-                &self.merge,
-                &[saved, self.workspace(), dgamma, dbeta],
-            ),
-            (
-                &input_gradient::MAIN,
-                &self.map,
-                &[x, dy, dx, saved, gamma, self.workspace()],
-            ),
+            Step {
+                entry: &gradients::PARTIAL,
+                over: Over::Reduction,
+                tensors: &[x, dy],
+                vectors: &[saved, partials],
+            },
+            Step {
+                entry: &gradients::MERGE,
+                over: Over::Merge,
+                tensors: &[],
+                vectors: &[saved, partials, dgamma, dbeta],
+            },
+            Step {
+                entry: &input_gradient::MAIN,
+                over: Over::Map,
+                tensors: &[x, dy, dx],
+                vectors: &[saved, gamma, partials],
+            },
         ])
     }
 
-    /// Binds a sequence of dispatches. Each names its storage buffers in the order of its
-    /// bindings; the uniforms are put in front as the entry point asks for them.
-    fn commands(
-        &self,
-        steps: &[(&'static EntryPoint, &Division, &[Named<'_>])],
-    ) -> Result<Commands, Error> {
-        let dispatches = steps
-            .iter()
-            .map(|(entry, division, storage)| {
-                let storage = storage.iter().map(|(_, range)| binding(*range));
-                let buffers: Vec<_> = entry
+    /// Binds a sequence of kernels, one dispatch for each division that the kernel runs over.
+    fn commands(&self, steps: &[Step<'_>]) -> Result<Commands, Error> {
+        let mut dispatches = Vec::new();
+        for step in steps {
+            let divisions = match step.over {
+                Over::Reduction => &self.divisions.reductions,
+                Over::Merge => std::slice::from_ref(&self.divisions.merge),
+                Over::Map => &self.divisions.maps,
+            };
+            for (index, division) in divisions.iter().enumerate() {
+                let uniforms = step
+                    .entry
                     .bindings
                     .iter()
-                    .filter_map(|&(_, name)| self.uniform(name, division))
-                    .chain(storage)
-                    .collect();
-                Dispatch::new(&self.gpu, entry, self.packing, division.launch, &buffers)
-            })
-            .collect::<Result<_, _>>()?;
+                    .filter_map(|&(_, name)| Some((name, self.uniform(name, division)?)));
+                let tensors = step
+                    .tensors
+                    .iter()
+                    .map(|&(name, tensor)| (name, self.sliced(tensor, index)));
+                let vectors = step
+                    .vectors
+                    .iter()
+                    .map(|&(name, vector)| (name, binding(vector)));
+                let buffers: Vec<_> = uniforms.chain(tensors).chain(vectors).collect();
+                dispatches.push(Dispatch::new(
+                    &self.gpu,
+                    step.entry,
+                    self.packing,
+                    division.launch,
+                    &buffers,
+                )?);
+            }
+        }
         Ok(Commands { dispatches })
     }
 
@@ -387,18 +425,21 @@ impl Plan {
     fn uniform(&self, name: &str, division: &Division) -> Option<BufferBinding<'_>> {
         let (index, size) = match name {
             "constants" => (0, size_of::<Constants>()),
-            "geometry" if division.geometry == self.reduction.geometry => {
-                (1, size_of::<Geometry>())
+            "geometry" => {
+                let found = self.divisions.all().position(|other| other == division)?;
+                (1 + found as u64, size_of::<Geometry>())
             }
-            "geometry" => (2, size_of::<Geometry>()),
             _ => return None,
         };
-        let start = index * self.block;
+        let start = index * self.uniform_stride;
         Some(binding(self.uniforms.slice(start..start + size as u64)))
     }
 
-    fn workspace(&self) -> Named<'_> {
-        ("workspace", self.workspace.slice(..))
+    /// The part of a tensor that lies in a slice.
+    fn sliced<'a>(&self, tensor: BufferSlice<'a>, index: usize) -> BufferBinding<'a> {
+        let alignment = self.gpu.limits().min_storage_buffer_offset_alignment;
+        let bytes = self.divisions.slices[index].bytes(self.packing, alignment.into());
+        binding(tensor.slice(bytes))
     }
 
     /// A range that holds a tensor of the plan's shape.

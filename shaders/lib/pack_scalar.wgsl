@@ -16,3 +16,8 @@ fn fold(pack: Pack) -> PerChannel {
 fn sample(pack: Pack) -> PerChannel {
     return pack;
 }
+
+/// A value of the first channel in a pack, where all have the same.
+fn first_channel(value: PerChannel) -> f32 {
+    return value;
+}

@@ -1,13 +1,17 @@
 // How a tensor is divided among workgroups and invocations; shared by all kernels over tensors.
 //
 // The tensor is (outer, columns, plane) packs, row-major: a column is a channel, or four channels
-// with the packing "channels"; a plane is the run of packs that lie together in memory.
+// with the packing "channels"; a plane is the run of packs that lie together in memory. A tensor
+// too large for one binding is cut into slices that are such blocks themselves; a dispatch works
+// on one slice.
 // The `length = outer * plane` packs of a column are numbered 0, 1, … in memory order and cut into
 // `splits` ranges of `split_length`. A workgroup takes LANES_X columns and one split of each;
 // LANES_Y invocations share a column's split:
 //
 //   on a GPU, side by side:      lane_step = 1,   step = LANES_Y, lane_length = split_length
 //   on a CPU, each its own run:  lane_step = run, step = 1,       lane_length = run
+//
+// A merge has no tensor, but `length` partial results of each column.
 
 /// Invocations of a workgroup across columns.
 override LANES_X: u32 = 1u;
@@ -17,6 +21,7 @@ override LANES_Y: u32 = 1u;
 override LANES: u32 = 1u;
 
 struct Geometry {
+    /// Columns of the slice.
     columns: u32,
     /// Packs in a plane.
     plane: u32,
@@ -37,8 +42,15 @@ struct Geometry {
     step_in_tensor: u32,
     /// From the end of a column's plane to the start of its next: `(columns - 1) * plane`.
     next_plane: u32,
+    /// The address of the slice's first pack in the binding.
+    first_address: u32,
+    /// The slice's first column in the tensor, and its first split among those of all slices.
+    first_column: u32,
+    first_split: u32,
+    /// Columns of the tensor.
+    all_columns: u32,
     padding: u32,
-    /// Addresses, from the column's first pack, of nine packs spread over the column.
+    /// Nine packs spread over a column: their addresses from the column's first pack on.
     probes: array<vec4<u32>, 3>,
 }
 
@@ -46,7 +58,11 @@ struct Geometry {
 
 /// The part of the tensor that falls to one invocation.
 struct Tile {
+    /// The column, in the tensor.
     column: u32,
+    /// The address of the column's first pack in the slice.
+    address: u32,
+    /// The split, in the slice.
     split: u32,
     /// 0 … LANES_Y - 1
     lane: u32,
@@ -58,9 +74,15 @@ fn tile(workgroup: vec3<u32>, grid: vec3<u32>, local: u32) -> Tile {
     let tiles = (geometry.columns + LANES_X - 1u) / LANES_X;
     let index = workgroup.y * grid.x + workgroup.x;
     let split = index / tiles;
-    let column = (index - split * tiles) * LANES_X + local % LANES_X;
-    let live = column < geometry.columns && split < geometry.splits;
-    return Tile(min(column, geometry.columns - 1u), split, local / LANES_X, live);
+    let unbounded = (index - split * tiles) * LANES_X + local % LANES_X;
+    let column = min(unbounded, geometry.columns - 1u);
+    return Tile(
+        geometry.first_column + column,
+        geometry.first_address + column * geometry.plane,
+        split,
+        local / LANES_X,
+        unbounded < geometry.columns && split < geometry.splits,
+    );
 }
 
 /// A walk over the packs of one lane.
@@ -83,7 +105,7 @@ fn walk(tile: Tile) -> Walk {
     let packs = min(geometry.lane_length, split_end - start);
     let outer = start / geometry.plane;
     let place = start - outer * geometry.plane;
-    let address = (outer * geometry.columns + tile.column) * geometry.plane + place;
+    let address = tile.address + outer * geometry.columns * geometry.plane + place;
     return Walk(address, place, (packs + geometry.step - 1u) / geometry.step);
 }
 

@@ -36,6 +36,6 @@ pub(crate) const MERGE: EntryPoint = EntryPoint {
 };
 
 /// Values per channel in `partials`.
-pub(crate) fn partial_rows(splits: u32) -> u64 {
-    2 + 2 * u64::from(splits)
+pub(crate) fn partial_rows(splits: u64) -> u64 {
+    2 + 2 * splits
 }

@@ -9,7 +9,7 @@ pub(crate) mod normalize;
 pub(crate) mod optimizer;
 pub(crate) mod statistics;
 
-use crate::tuning::{Launch, Packing};
+use crate::division::{Launch, Packing};
 use crate::{Error, Gpu};
 
 /// A shader's text, once for each packing, in the order of [`Packing`]. A shader that does not
@@ -127,6 +127,70 @@ impl std::hash::Hash for Variant {
     }
 }
 
+const ENTRY_POINTS: [&EntryPoint; 10] = [
+    &statistics::PARTIAL,
+    &statistics::MERGE,
+    &normalize::BATCH,
+    &normalize::RUNNING,
+    &gradients::PARTIAL,
+    &gradients::MERGE,
+    &input_gradient::MAIN,
+    &optimizer::SGD,
+    &optimizer::RMSPROP,
+    &optimizer::ADAM,
+];
+
+/// A kernel's text, for inspection: see [`shader_texts`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ShaderText {
+    /// Shader, entry point, packing and workgroup, as `statistics.partial.inner.1x256`.
+    pub name: String,
+    /// The WGSL text.
+    pub source: &'static str,
+    /// The entry point in it.
+    pub entry_point: &'static str,
+    /// Values of the override constants.
+    pub constants: Vec<(&'static str, f64)>,
+}
+
+/// Every shader that this crate may give to a driver, in each packing and for some shapes of the
+/// workgroup: for whoever wants to see what a compiler makes of them.
+///
+/// ```
+/// let names: Vec<_> = wgpu_batchnorm::shader_texts().map(|text| text.name).collect();
+/// assert!(names.contains(&"normalize.batch.channels.32x8".to_owned()));
+/// ```
+pub fn shader_texts() -> impl Iterator<Item = ShaderText> {
+    let packings = [Packing::Scalar, Packing::Inner, Packing::Channels];
+    let workgroups = [(1, 256), (32, 8), (3, 64), (1, 8), (8, 1)];
+    ENTRY_POINTS.into_iter().flat_map(move |entry| {
+        // The optimizers' shader is the same for every packing, and has no lanes on one column.
+        let over_tensors = entry.sources[0] != entry.sources[1];
+        let packings = packings.into_iter().take(if over_tensors { 3 } else { 1 });
+        packings.flat_map(move |packing| {
+            let workgroups = workgroups
+                .into_iter()
+                .filter(move |&(_, lanes_y)| over_tensors || lanes_y == 1);
+            workgroups.map(move |(lanes_x, lanes_y)| {
+                let variant = Variant {
+                    entry,
+                    packing,
+                    lanes_x,
+                    lanes_y,
+                };
+                let packing = format!("{packing:?}").to_lowercase();
+                ShaderText {
+                    name: format!("{}.{packing}.{lanes_x}x{lanes_y}", entry.label),
+                    source: variant.source(),
+                    entry_point: entry.name,
+                    constants: (entry.constants)(&variant),
+                }
+            })
+        })
+    })
+}
+
 /// The override constants of `shaders/lib/tile.wgsl`.
 fn tile_constants(variant: &Variant) -> Vec<(&'static str, f64)> {
     vec![
@@ -145,15 +209,23 @@ pub(crate) struct Dispatch {
 }
 
 impl Dispatch {
-    /// Binds `buffers`, one for each of the entry point's bindings and in their order.
+    /// Binds `buffers`, by name one for each of the entry point's bindings and in their order.
     pub(crate) fn new(
         gpu: &Gpu,
         entry: &'static EntryPoint,
         packing: Packing,
         launch: Launch,
-        buffers: &[wgpu::BufferBinding<'_>],
+        buffers: &[(&'static str, wgpu::BufferBinding<'_>)],
     ) -> Result<Self, Error> {
-        debug_assert_eq!(entry.bindings.len(), buffers.len());
+        debug_assert!(
+            entry
+                .bindings
+                .iter()
+                .map(|(_, name)| name)
+                .eq(buffers.iter().map(|(name, _)| name)),
+            "the bindings of {}",
+            entry.label
+        );
         let pipeline = gpu.pipeline(Variant {
             entry,
             packing,
@@ -164,7 +236,7 @@ impl Dispatch {
             .bindings
             .iter()
             .zip(buffers)
-            .map(|(&(binding, _), buffer)| wgpu::BindGroupEntry {
+            .map(|(&(binding, _), (_, buffer))| wgpu::BindGroupEntry {
                 binding,
                 resource: wgpu::BindingResource::Buffer(buffer.clone()),
             })
@@ -196,20 +268,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::tuning::Geometry;
-
-    const ENTRY_POINTS: [&EntryPoint; 10] = [
-        &statistics::PARTIAL,
-        &statistics::MERGE,
-        &normalize::BATCH,
-        &normalize::RUNNING,
-        &gradients::PARTIAL,
-        &gradients::MERGE,
-        &input_gradient::MAIN,
-        &optimizer::SGD,
-        &optimizer::RMSPROP,
-        &optimizer::ADAM,
-    ];
+    use crate::division::Geometry;
 
     fn parsed(entry: &EntryPoint, packing: Packing) -> naga::Module {
         let source = entry.sources[packing as usize];
@@ -334,6 +393,10 @@ mod tests {
                 step_in_plane,
                 step_in_tensor,
                 next_plane,
+                first_address,
+                first_column,
+                first_split,
+                all_columns,
                 padding,
                 probes,
             }

@@ -33,6 +33,6 @@ pub(crate) const MERGE: EntryPoint = EntryPoint {
 pub(crate) const SAVED_ROWS: u64 = 4;
 
 /// Values per channel in `partials`.
-pub(crate) fn partial_rows(splits: u32) -> u64 {
-    1 + 2 * u64::from(splits)
+pub(crate) fn partial_rows(splits: u64) -> u64 {
+    4 * splits
 }

@@ -16,6 +16,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
             "a device of the caller's, on wgpu's default limits",
             default_limits,
         ),
+        adapter.trial("tensors larger than a binding are sliced", small_bindings),
         adapter.trial("limits below the kernels' needs are an error", low_limits),
         adapter.trial(
             "tensors and buffers of another device are errors",
@@ -62,16 +63,59 @@ fn default_limits(gpu: &Gpu) -> Outcome {
         checked.forward_blocking(&x)?;
         checked.backward_blocking(&x)?;
     }
-    // A binding may be 128 MiB, a buffer 256 MiB: this fits the one, not the other.
-    let shape = Shape::new(&[(1 << 25) + 1, 1], Layout::ChannelsFirst)?;
+    // A buffer may have 256 MiB.
+    let shape = Shape::new(&[(1 << 26) + 1, 1], Layout::ChannelsFirst)?;
     match Plan::new(&gpu, &shape, &Options::default()) {
         Err(Error::TooLarge { bytes, limit, .. }) => {
             ensure!(
-                bytes == (1 << 27) + 4 && limit == 1 << 27,
+                bytes == (1 << 28) + 4 && limit == 1 << 28,
                 "{bytes} {limit}"
             );
         }
         other => return Err(format!("{other:?}").into()),
+    }
+    Ok(())
+}
+
+/// Bindings so small that every tensor is cut into slices, in each of the ways it can be cut.
+fn small_bindings(gpu: &Gpu) -> Outcome {
+    let limits = wgpu::Limits {
+        max_storage_buffer_binding_size: 16_384,
+        ..wgpu::Limits::default()
+    };
+    let gpu = open(gpu, limits)?;
+    for (dims, layout) in [
+        // Whole outer blocks, of sizes that fall on no alignment.
+        (&[160, 3, 15][..], Layout::ChannelsFirst),
+        (&[160, 3, 16], Layout::ChannelsFirst),
+        (&[2800, 7], Layout::ChannelsFirst),
+        (&[1200, 4, 5, 8], Layout::ChannelsLast),
+        // Whole columns.
+        (&[3, 30, 401], Layout::ChannelsFirst),
+        (&[3, 30, 400], Layout::ChannelsFirst),
+        (&[2, 200, 5, 5], Layout::ChannelsFirst),
+        // Parts of a plane.
+        (&[3, 2, 10_001], Layout::ChannelsFirst),
+        (&[2, 5, 10_000], Layout::ChannelsFirst),
+        (&[1, 1, 200, 200], Layout::ChannelsFirst),
+    ] {
+        for tuning in [Tuning::gpu(), Tuning::cpu()] {
+            let shape = Shape::new(dims, layout)?;
+            let options = Options::default().tuning(tuning);
+            let mut layer = BatchNorm::new(&gpu, shape.channels(), options)?;
+            let x = Tensor::from_array(&gpu, &normal(dims, 1e4, 1.0, 1), layout)?;
+            let dy = Tensor::from_array(&gpu, &normal(dims, 0.1, 1.0, 2), layout)?;
+            let mut checked = wgpu_batchnorm::verify::Checked::new(&mut layer);
+            let run = |checked: &mut wgpu_batchnorm::verify::Checked<'_>| {
+                // Twice: nothing of the first run may be left in the second.
+                for _ in 0..2 {
+                    checked.forward_blocking(&x)?;
+                    checked.backward_blocking(&dy)?;
+                }
+                Ok::<(), Error>(())
+            };
+            run(&mut checked).map_err(|error| format!("{layout:?} {dims:?}: {error}"))?;
+        }
     }
     Ok(())
 }
@@ -88,10 +132,11 @@ fn low_limits(gpu: &Gpu) -> Outcome {
         "{error}"
     );
 
-    // Workgroups shrink to what the device takes.
+    // Workgroups shrink to what the device takes, and grids are folded.
     let limits = wgpu::Limits {
         max_compute_invocations_per_workgroup: 16,
         max_compute_workgroup_size_x: 16,
+        max_compute_workgroups_per_dimension: 16,
         ..wgpu::Limits::default()
     };
     let gpu = open(gpu, limits)?;

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Shows that the tests can fail: breaks the shaders in the ways listed in tests/mutants.txt, one at
+# a time, in a copy of the tree, and expects the GPU tests to fail each time. About ten seconds a
+# mutant; fails if one survives. An argument narrows the run to mutants whose line contains it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$copy"
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}/mutants"
+export WGPU_BACKEND="${WGPU_BACKEND:-vulkan}"
+
+passes() {
+    (cd "$copy" && cargo test --quiet --test gpu) > "$copy/log" 2>&1
+}
+
+passes || {
+    cat "$copy/log"
+    echo "The tests fail without any mutation." >&2
+    exit 1
+}
+
+caught=0 survived=0
+while IFS='|' read -r file from to; do
+    case "$file" in '' | '#'*) continue ;; esac
+    line="$file|$from|$to"
+    case "$line" in *"${1:-}"*) ;; *) continue ;; esac
+    path="$copy/shaders/${file// /}.wgsl"
+    from=$(printf '%b' "${from# }") && from=${from% }
+    to=$(printf '%b' "${to# }")
+    original=$(cat "$path")
+    mutated=${original/"$from"/"$to"}
+    if [ "$mutated" = "$original" ]; then
+        echo "The text is not there: $line" >&2
+        exit 1
+    fi
+    printf '%s\n' "$mutated" > "$path"
+    if passes; then
+        echo "SURVIVED $line"
+        survived=$((survived + 1))
+    else
+        echo "caught   $line"
+        caught=$((caught + 1))
+    fi
+    printf '%s\n' "$original" > "$path"
+done < tests/mutants.txt
+
+echo "$caught caught, $survived survived"
+[ "$survived" -eq 0 ]
