@@ -356,7 +356,7 @@ impl<'a> Checked<'a> {
         optimizer.step(self.layer)?;
         let after = self.layer.state().await?;
         let mut expected = before.clone();
-        twin.step(&mut expected, &gradients)?;
+        twin.update(&mut expected, &gradients)?;
 
         let view = View {
             outer: 1,

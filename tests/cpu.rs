@@ -116,7 +116,7 @@ fn optimizers_agree_with_pytorch() -> Outcome {
                 beta: -&gradient,
                 gamma: gradient,
             };
-            optimizer.step(&mut state, &gradients)?;
+            optimizer.update(&mut state, &gradients)?;
             let rounding = |_, expected: f64| 1e-6 * (expected.abs() + 0.1);
             ensure_close(&case.name, &state.gamma, expected, rounding)?;
             let mirrored: Vec<f64> = expected.iter().map(|value| -value).collect();
@@ -245,7 +245,7 @@ fn bad_input_is_an_error_and_changes_nothing() -> Outcome {
         Some(Error::ShapeMismatch { tensor: "dy", .. })
     ));
     let mut optimizer = cpu::Optimizer::new(2, wgpu_batchnorm::Sgd::default())?;
-    assert_eq!(layer.step(&mut optimizer), Err(Error::NoBackward));
+    assert_eq!(optimizer.step(&mut layer), Err(Error::NoBackward));
 
     layer.set_mode(Mode::Eval);
     assert_eq!(layer.forward(&zeros(&[0, 2]), layout)?.shape(), [0, 2]);

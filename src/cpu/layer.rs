@@ -2,7 +2,7 @@
 
 use ndarray::{ArrayBase, ArrayD, Data, Dimension};
 
-use super::{Optimizer, ParameterGradients, Statistics};
+use super::{ParameterGradients, Statistics};
 use super::{gradients, input_gradient, normalize, statistics, update_running};
 use crate::layer::{check_channels, check_like};
 use crate::{Error, Gradients, Layout, Mode, Options, Shape, State};
@@ -133,16 +133,11 @@ impl BatchNorm {
         }
     }
 
-    /// Updates γ and β by the gradients of the last backward pass.
-    ///
-    /// # Errors
-    /// [`Error::NoBackward`] before the first backward pass; [`Error::ShapeMismatch`] if the
-    /// optimizer was made for other channels.
-    pub fn step(&mut self, optimizer: &mut Optimizer) -> Result<(), Error> {
-        if self.last_gradients.is_none() {
-            return Err(Error::NoBackward);
-        }
-        let gradients = self.gradients();
-        optimizer.step(&mut self.state, &gradients)
+    pub(super) fn has_gradients(&self) -> bool {
+        self.last_gradients.is_some()
+    }
+
+    pub(super) fn state_mut(&mut self) -> &mut State {
+        &mut self.state
     }
 }

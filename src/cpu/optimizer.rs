@@ -2,6 +2,7 @@
 
 use ndarray::Array1;
 
+use super::BatchNorm;
 use crate::{Adam, Algorithm, Error, Gradients, RmsProp, Sgd, State};
 
 /// Updates γ and β on the CPU, in f64: the twin of [`crate::Optimizer`].
@@ -65,11 +66,25 @@ impl Optimizer {
         })
     }
 
-    /// Updates γ and β of a layer's state.
+    /// Updates the layer's γ and β by the gradients of its last backward pass.
+    ///
+    /// # Errors
+    /// [`Error::NoBackward`] before the first backward pass; [`Error::ShapeMismatch`] for a layer
+    /// of other channels. Nothing is then changed.
+    pub fn step(&mut self, layer: &mut BatchNorm) -> Result<(), Error> {
+        crate::layer::check_length("gamma", layer.channels(), self.gamma.len())?;
+        if !layer.has_gradients() {
+            return Err(Error::NoBackward);
+        }
+        let gradients = layer.gradients();
+        self.update(layer.state_mut(), &gradients)
+    }
+
+    /// Updates γ and β of a layer's state by given gradients.
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`] for a vector of another length; nothing is then changed.
-    pub fn step(&mut self, state: &mut State, gradients: &Gradients) -> Result<(), Error> {
+    pub fn update(&mut self, state: &mut State, gradients: &Gradients) -> Result<(), Error> {
         let channels = self.gamma.len();
         state.check(channels)?;
         crate::layer::check_length("dgamma", gradients.gamma.len(), channels)?;
