@@ -91,28 +91,35 @@ fn partial(
     let tile = tile(workgroup, grid, local);
     let pivot = pivot_of(tile.address);
 
-    // Load, in blocks of four packs.
+    // Load, in blocks of four packs and groups of eight blocks: short chains of merges, so that
+    // an outlier's rounding errors do not enter every merge after it.
     var moments = Moments();
     var walk = walk(tile);
     while walk.remaining >= 4u {
-        let a = x[next(&walk)] - pivot;
-        let b = x[next(&walk)] - pivot;
-        let c = x[next(&walk)] - pivot;
-        let d = x[next(&walk)] - pivot;
-        let mean = fold((a + b) + (c + d)) * (0.25 / VALUES_PER_CHANNEL);
-        let a_off = a - mean;
-        let b_off = b - mean;
-        let c_off = c - mean;
-        let d_off = d - mean;
-        let m2 = fold((a_off * a_off + b_off * b_off) + (c_off * c_off + d_off * d_off));
-        moments = merged(moments, Moments(4.0 * VALUES_PER_CHANNEL, mean, m2));
+        var group = Moments();
+        for (var block = 0u; block < 8u && walk.remaining >= 4u; block += 1u) {
+            let a = x[next(&walk)] - pivot;
+            let b = x[next(&walk)] - pivot;
+            let c = x[next(&walk)] - pivot;
+            let d = x[next(&walk)] - pivot;
+            let mean = fold((a + b) + (c + d)) * (0.25 / VALUES_PER_CHANNEL);
+            let a_off = a - mean;
+            let b_off = b - mean;
+            let c_off = c - mean;
+            let d_off = d - mean;
+            let m2 = fold((a_off * a_off + b_off * b_off) + (c_off * c_off + d_off * d_off));
+            group = merged(group, Moments(4.0 * VALUES_PER_CHANNEL, mean, m2));
+        }
+        moments = merged(moments, group);
     }
+    var rest = Moments();
     while walk.remaining > 0u {
         let a = x[next(&walk)] - pivot;
         let mean = fold(a) * (1.0 / VALUES_PER_CHANNEL);
         let a_off = a - mean;
-        moments = merged(moments, Moments(VALUES_PER_CHANNEL, mean, fold(a_off * a_off)));
+        rest = merged(rest, Moments(VALUES_PER_CHANNEL, mean, fold(a_off * a_off)));
     }
+    moments = merged(moments, rest);
 
     // Reduce over the lanes.
     moments = merged_lanes(moments, local, tile.lane);

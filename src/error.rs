@@ -186,7 +186,10 @@ pub enum Error {
         /// What wgpu said.
         message: String,
     },
-    /// Values could not be read back, as when the device was lost.
+    /// The device is lost or was destroyed: open another.
+    #[error("the GPU device is lost; open it again and restore what it held")]
+    DeviceLost,
+    /// Values could not be read back.
     #[error("reading back from the GPU failed: {message}")]
     Readback {
         /// What wgpu said.

@@ -259,6 +259,7 @@ impl Gpu {
         ];
         match errors.into_iter().flatten().flatten().next() {
             None => Ok(result),
+            Some(_) if self.is_lost() => Err(Error::DeviceLost),
             Some(wgpu::Error::OutOfMemory { source }) => Err(Error::OutOfMemory {
                 message: source.to_string(),
             }),
@@ -266,6 +267,24 @@ impl Gpu {
                 message: error.to_string(),
             }),
         }
+    }
+
+    /// Whether the device is lost or destroyed.
+    ///
+    /// A lost device still makes buffers, but invalid ones. wgpu tells of a loss by a callback of
+    /// the device, which belongs to whoever opened it; so we see if a buffer can be written.
+    fn is_lost(&self) -> bool {
+        let memory = self
+            .device()
+            .push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = self
+            .device()
+            .push_error_scope(wgpu::ErrorFilter::Validation);
+        let buffer = self.buffer("batch_norm.probe", 4, wgpu::BufferUsages::COPY_DST);
+        self.queue().write_buffer(&buffer, 0, &[0; 4]);
+        let refused = matches!(known_now(validation.pop()), Some(Some(_)));
+        let out_of_memory = matches!(known_now(memory.pop()), Some(Some(_)));
+        refused && !out_of_memory
     }
 
     /// Reads a range of a buffer that has the usage `COPY_SRC`, after all work submitted so far.
@@ -302,7 +321,10 @@ impl Gpu {
                 }
             });
         }
-        let failed = |message| Error::Readback { message };
+        let failed = |message| match self.is_lost() {
+            true => Error::DeviceLost,
+            false => Error::Readback { message },
+        };
         receiver
             .receive()
             .await

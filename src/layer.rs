@@ -278,7 +278,7 @@ impl BatchNorm {
     /// Reads the gradients of γ and β of the last backward pass; zeros before the first.
     ///
     /// # Errors
-    /// [`Error::Readback`] if the device is lost.
+    /// [`Error::DeviceLost`], or [`Error::Readback`] if the values cannot be read.
     pub async fn gradients(&self) -> Result<Gradients, Error> {
         Ok(Gradients {
             gamma: self.read(&self.dgamma).await?,
@@ -289,7 +289,7 @@ impl BatchNorm {
     /// Reads what the layer has learned.
     ///
     /// # Errors
-    /// [`Error::Readback`] if the device is lost.
+    /// [`Error::DeviceLost`], or [`Error::Readback`] if the values cannot be read.
     pub async fn state(&self) -> Result<State, Error> {
         Ok(State {
             gamma: self.read(&self.gamma).await?,

@@ -136,7 +136,7 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::MissingUsage`] if the tensor's buffer is the caller's and lacks `COPY_SRC`,
-    /// [`Error::Readback`] if the device is lost.
+    /// [`Error::DeviceLost`], or [`Error::Readback`] if the values cannot be read.
     pub async fn to_array(&self) -> Result<ArrayD<f32>, Error> {
         let usage = wgpu::BufferUsages::COPY_SRC;
         if !self.buffer.usage().contains(usage) {

@@ -45,7 +45,7 @@ impl Tuning {
             order: LaneOrder::SideBySide,
             reduction_workgroups: 1024,
             reduction_packs_min: 8,
-            reduction_packs_max: 1024,
+            reduction_packs_max: 256,
             map_packs: 8,
         }
     }
@@ -59,7 +59,7 @@ impl Tuning {
             order: LaneOrder::Runs,
             reduction_workgroups: 16,
             reduction_packs_min: 64,
-            reduction_packs_max: 1024,
+            reduction_packs_max: 256,
             map_packs: 128,
         }
     }

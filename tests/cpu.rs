@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Outcome, PyTorch, ensure_close, largest, normal, normal_vector};
+use common::{Onnx, Outcome, PyTorch, ensure_close, largest, normal, normal_vector};
 use ndarray::{Array1, ArrayD, array};
 use wgpu_batchnorm::cpu::{self, Statistics};
 use wgpu_batchnorm::{Error, Gradients, Layout, Mode, Options, RunningVariance, State};
@@ -97,6 +97,20 @@ fn layer_agrees_with_pytorch() -> Outcome {
         // The running statistics were rounded to f32; with a mean of 1000 that shows.
         let allowed = 1e-6 * largest(&case.y_eval).max(largest(&case.x));
         ensure_close(&case.name, &y_eval, &case.y_eval, |_, _| allowed)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn layer_agrees_with_onnx() -> Outcome {
+    for case in Onnx::load().cases {
+        let state = case.state();
+        let mut layer = cpu::BatchNorm::new(state.gamma.len(), case.options())?;
+        layer.set_state(&state)?;
+        layer.set_mode(case.mode());
+        let y = layer.forward(&case.x(), Layout::ChannelsFirst)?;
+        case.ensure(&y, layer.state())
+            .map_err(|error| format!("{}: {error}", case.name))?;
     }
     Ok(())
 }

@@ -10,10 +10,18 @@ mod accuracy;
 mod bad_input;
 #[path = "gpu/device.rs"]
 mod device;
+#[path = "gpu/exact.rs"]
+mod exact;
+#[path = "gpu/faults.rs"]
+mod faults;
+#[path = "gpu/large.rs"]
+mod large;
 #[path = "gpu/operations.rs"]
 mod operations;
 #[path = "gpu/plan.rs"]
 mod plan;
+#[path = "gpu/properties.rs"]
+mod properties;
 #[path = "gpu/reference.rs"]
 mod reference;
 
@@ -29,6 +37,10 @@ fn main() {
         trials.extend(accuracy::trials(adapter));
         trials.extend(plan::trials(adapter));
         trials.extend(bad_input::trials(adapter));
+        trials.extend(exact::trials(adapter));
+        trials.extend(faults::trials(adapter));
+        trials.extend(large::trials(adapter));
+        trials.extend(properties::trials(adapter));
         trials.extend(device::trials(adapter));
     }
     if adapters.is_empty() {

@@ -10,7 +10,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, Normal};
 use serde::Deserialize;
-use wgpu_batchnorm::{Gpu, Layout};
+use wgpu_batchnorm::{Gpu, Layout, Mode, Options, RunningVariance, State};
 
 /// An adapter of this machine. Its tests run one after the other: the software adapters use all
 /// cores by themselves.
@@ -255,5 +255,84 @@ impl OptimizerCase {
             .into(),
             other => panic!("unknown algorithm {other}"),
         }
+    }
+}
+
+/// `tests/data/onnx_nodes.json`, written by the script beside it.
+#[derive(Deserialize)]
+pub struct Onnx {
+    pub cases: Vec<OnnxCase>,
+}
+
+impl Onnx {
+    pub fn load() -> Self {
+        let text = include_str!("../data/onnx_nodes.json");
+        serde_json::from_str(text).expect("the data has the form that its script writes")
+    }
+}
+
+/// A node test of ONNX's BatchNormalization, channels first.
+#[derive(Clone, Deserialize)]
+pub struct OnnxCase {
+    pub name: String,
+    shape: Vec<usize>,
+    epsilon: f64,
+    /// The weight of the old value.
+    momentum: f64,
+    training_mode: bool,
+    x: Vec<f32>,
+    scale: Vec<f32>,
+    bias: Vec<f32>,
+    input_mean: Vec<f32>,
+    input_var: Vec<f32>,
+    pub y: Vec<f64>,
+    #[serde(default)]
+    pub running_mean: Vec<f64>,
+    #[serde(default)]
+    pub running_var: Vec<f64>,
+}
+
+impl OnnxCase {
+    /// ONNX's conventions in ours: its momentum weighs the old value, its running variance is the
+    /// population one.
+    pub fn options(&self) -> Options {
+        Options::default()
+            .eps(self.epsilon)
+            .momentum(1.0 - self.momentum)
+            .running_variance(RunningVariance::Population)
+    }
+
+    pub fn mode(&self) -> Mode {
+        match self.training_mode {
+            true => Mode::Train,
+            false => Mode::Eval,
+        }
+    }
+
+    pub fn x(&self) -> ArrayD<f32> {
+        ArrayD::from_shape_vec(IxDyn(&self.shape), self.x.clone())
+            .expect("a list has as many values as the shape says")
+    }
+
+    pub fn state(&self) -> State {
+        State {
+            gamma: Array1::from(self.scale.clone()),
+            beta: Array1::from(self.bias.clone()),
+            running_mean: Array1::from(self.input_mean.clone()),
+            running_var: Array1::from(self.input_var.clone()),
+            num_batches_tracked: 0,
+        }
+    }
+
+    /// Fails unless `y` and, in training, the running statistics are those of the case. ONNX
+    /// computed them in f32, with errors of its own up to 1.1e-6.
+    pub fn ensure(&self, y: &ArrayD<f32>, state: &State) -> Outcome {
+        let allowed = |_, expected: f64| 2e-6 * expected.abs().max(1.0);
+        ensure_close("y", y, &self.y, allowed)?;
+        if self.training_mode {
+            ensure_close("mean", &state.running_mean, &self.running_mean, allowed)?;
+            ensure_close("var", &state.running_var, &self.running_var, allowed)?;
+        }
+        Ok(())
     }
 }

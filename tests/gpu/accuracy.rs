@@ -1,74 +1,131 @@
 //! The numerical contract: errors against f64 that do not grow with the offset of the data.
 //!
-//! With γ = 1, β = 0 and x ~ N(offset, 1), for every offset from 0 to 1e7:
-//! `|y − y64| ≤ 1e-6·max(1, |y64|)`; the variance within 1e-6 of its value; dx and dγ within 1e-5 of
-//! their largest magnitude.
+//! With γ = 1, β = 0: `|y − y64| ≤ 1e-6·max(1, |y64|)`; the variance within 1e-6 of its value; dx and
+//! dγ within 1e-5 of their largest magnitude. For x ~ N(offset, σ²) with offsets from 0 to 1e7 and σ
+//! from 1e-2 to 1e3; with padding around it; with an outlier (there y within 4e-6).
+
+#[path = "../../examples/accuracy.rs"]
+#[allow(dead_code, reason = "the tests measure, but print no table")]
+mod example;
 
 use libtest_mimic::Trial;
-use wgpu_batchnorm::{
-    BatchNorm, Gpu, Layout, Options, RunningVariance, Shape, Tensor, Tuning, cpu,
-};
+use ndarray::{ArrayD, Axis, Slice};
+use wgpu_batchnorm::{Gpu, Layout, Tuning};
 
-use crate::common::{Adapter, Outcome, ensure_close, largest, normal};
+use self::example::{measure, normal};
+use crate::common::{Adapter, Outcome};
+use crate::ensure;
+
+const OFFSETS: [f64; 9] = [0.0, 1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7];
+
+const SHAPES: &[(&[usize], Layout)] = &[
+    (&[8, 4, 32, 32], Layout::ChannelsFirst),
+    (&[8, 4, 31, 31], Layout::ChannelsFirst),
+    (&[8, 32, 32, 4], Layout::ChannelsLast),
+    (&[8, 31, 31, 3], Layout::ChannelsLast),
+];
 
 pub fn trials(adapter: &Adapter) -> Vec<Trial> {
-    let shapes: [(&[usize], Layout); 5] = [
-        (&[8, 4, 32, 32], Layout::ChannelsFirst),
-        (&[8, 4, 31, 31], Layout::ChannelsFirst),
-        (&[8, 32, 32, 4], Layout::ChannelsLast),
-        (&[8, 31, 31, 3], Layout::ChannelsLast),
-        (&[1, 1, 200_001], Layout::ChannelsFirst),
-    ];
-    [("gpu", Tuning::gpu()), ("cpu", Tuning::cpu())]
+    let tunings = [("gpu", Tuning::gpu()), ("cpu", Tuning::cpu())];
+    tunings
         .into_iter()
-        .map(|(name, tuning)| {
-            adapter.trial(
-                format!("accuracy at every offset, {name} tuning"),
-                move |gpu| {
-                    for (dims, layout) in shapes {
-                        for offset in [0.0, 1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7] {
-                            contract(gpu, dims, layout, offset, &tuning).map_err(|error| {
-                                format!("{layout:?} {dims:?}, {offset:e}: {error}")
-                            })?;
-                        }
-                    }
-                    Ok(())
-                },
-            )
+        .flat_map(|(name, tuning)| {
+            let trial = |what: &str, test: fn(&Gpu, &Tuning) -> Outcome| {
+                let tuning = tuning.clone();
+                adapter.trial(format!("accuracy {what}, {name} tuning"), move |gpu| {
+                    test(gpu, &tuning)
+                })
+            };
+            [
+                trial("at every offset and deviation", offsets),
+                trial("of long channels", long_channels),
+                trial("with padding", padding),
+                trial("with an outlier", outliers),
+            ]
         })
         .collect()
 }
 
-fn contract(gpu: &Gpu, dims: &[usize], layout: Layout, offset: f64, tuning: &Tuning) -> Outcome {
-    let channels = Shape::new(dims, layout)?.channels();
-    let x = normal(dims, offset, 1.0, 5);
-    let dy = normal(dims, 0.0, 1.0, 6);
+/// Holds the contract, with another bound for y.
+fn contract(gpu: &Gpu, x: &ArrayD<f32>, layout: Layout, tuning: &Tuning, y_bound: f64) -> Outcome {
+    let dy = normal(x.shape(), 0.0, 1.0, 6);
+    let errors = measure(gpu, x, &dy, layout, Some(tuning.clone()))?;
+    ensure!(
+        errors.y <= y_bound && errors.var <= 1e-6 && errors.dx <= 1e-5 && errors.dgamma <= 1e-5,
+        "{errors:?}"
+    );
+    Ok(())
+}
 
-    // With momentum 1 the running statistics are the batch's.
-    let options = Options::default()
-        .momentum(1.0)
-        .running_variance(RunningVariance::Population)
-        .tuning(tuning.clone());
-    let mut layer = BatchNorm::new(gpu, channels, options)?;
-    let y = layer.forward(&Tensor::from_array(gpu, &x, layout)?)?;
-    let dx = layer.backward(&Tensor::from_array(gpu, &dy, layout)?)?;
-    let state = layer.state_blocking()?;
-    let gradients = layer.gradients_blocking()?;
+fn offsets(gpu: &Gpu, tuning: &Tuning) -> Outcome {
+    for &(dims, layout) in SHAPES {
+        for sigma in [1e-2, 1.0, 1e3] {
+            for offset in OFFSETS {
+                let x = normal(dims, offset, sigma, 5);
+                contract(gpu, &x, layout, tuning, 1e-6)
+                    .map_err(|error| format!("{dims:?}, {offset:e} ± {sigma:e}: {error}"))?;
+            }
+        }
+    }
+    Ok(())
+}
 
-    let (x, dy) = (x.mapv(f64::from), dy.mapv(f64::from));
-    let (ones, zeros) = (state.gamma.mapv(f64::from), state.beta.mapv(f64::from));
-    let batch = cpu::statistics(&x, layout)?;
-    let y64 = cpu::normalize(&x, layout, &batch, 1e-5, &ones, &zeros)?;
-    let gradients64 = cpu::gradients(&x, &dy, layout, &batch, 1e-5)?;
-    let dx64 = cpu::input_gradient(&x, &dy, layout, &batch, 1e-5, &ones, &gradients64)?;
+fn long_channels(gpu: &Gpu, tuning: &Tuning) -> Outcome {
+    for (dims, layout) in [
+        ([1, 1, 1_000_001], Layout::ChannelsFirst),
+        ([1, 1, 2_000_000], Layout::ChannelsFirst),
+        ([1, 500_000, 4], Layout::ChannelsLast),
+    ] {
+        for offset in [0.0, 1e3, 1e7] {
+            let x = normal(&dims, offset, 1.0, 5);
+            contract(gpu, &x, layout, tuning, 1e-6)
+                .map_err(|error| format!("{dims:?}, {offset:e}: {error}"))?;
+        }
+    }
+    Ok(())
+}
 
-    let y_allowed = |_, y64: f64| 1e-6 * y64.abs().max(1.0);
-    ensure_close("y", &y.to_array_blocking()?, &y64, y_allowed)?;
-    let var_allowed = |_, var: f64| 1e-6 * var;
-    ensure_close("var", &state.running_var, &batch.var, var_allowed)?;
-    let dx_allowed = 1e-5 * largest(&dx64);
-    ensure_close("dx", &dx.to_array_blocking()?, &dx64, |_, _| dx_allowed)?;
-    let dgamma_allowed = 1e-5 * largest(&gradients64.gamma);
-    let dgamma = &gradients.gamma;
-    ensure_close("dgamma", dgamma, &gradients64.gamma, |_, _| dgamma_allowed)
+/// A border of zeros around data far from zero.
+fn padding(gpu: &Gpu, tuning: &Tuning) -> Outcome {
+    for (dims, axes, layout) in [
+        ([8, 4, 16, 16], [2, 3], Layout::ChannelsFirst),
+        ([8, 4, 9, 9], [2, 3], Layout::ChannelsFirst),
+        ([8, 112, 112, 3], [1, 2], Layout::ChannelsLast),
+        ([8, 16, 16, 4], [1, 2], Layout::ChannelsLast),
+    ] {
+        for offset in OFFSETS {
+            let mut x = normal(&dims, offset, 1.0, 7);
+            for axis in axes.map(Axis) {
+                x.slice_axis_mut(axis, Slice::from(..1)).fill(0.0);
+                x.slice_axis_mut(axis, Slice::from(-1..)).fill(0.0);
+            }
+            contract(gpu, &x, layout, tuning, 1e-6)
+                .map_err(|error| format!("{dims:?}, {offset:e}: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// One value of every channel 10⁴ standard deviations off: the first, a middle one or the last.
+fn outliers(gpu: &Gpu, tuning: &Tuning) -> Outcome {
+    for &(dims, layout) in SHAPES {
+        let axis = match layout {
+            Layout::ChannelsFirst => Axis(1),
+            Layout::ChannelsLast => Axis(3),
+        };
+        for offset in OFFSETS {
+            for place in [0.0, 0.5, 1.0] {
+                let mut x = normal(dims, offset, 1.0, 8);
+                for mut channel in x.axis_iter_mut(axis) {
+                    let index = ((channel.len() - 1) as f64 * place) as usize;
+                    if let Some(value) = channel.iter_mut().nth(index) {
+                        *value = (offset + 1e4) as f32;
+                    }
+                }
+                contract(gpu, &x, layout, tuning, 4e-6)
+                    .map_err(|error| format!("{dims:?}, {offset:e}, at {place}: {error}"))?;
+            }
+        }
+    }
+    Ok(())
 }

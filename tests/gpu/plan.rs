@@ -44,8 +44,9 @@ struct Guarded {
 }
 
 impl Guarded {
-    /// A buffer with these vectors, each at an offset that can be bound, guards between them.
-    fn new(gpu: &Gpu, vectors: &[&[f32]]) -> Self {
+    /// A buffer with these vectors, each at an offset that can be bound, with guards between them:
+    /// at least one, and up to `gap` alignments of the device more.
+    fn new(gpu: &Gpu, gap: usize, vectors: &[&[f32]]) -> Self {
         let alignment = gpu.limits().min_storage_buffer_offset_alignment as usize / 4;
         let mut values = vec![GUARD; alignment];
         let mut ranges = Vec::new();
@@ -53,7 +54,8 @@ impl Guarded {
             ranges.push((4 * values.len() as u64, 4 * vector.len() as u64));
             values.extend_from_slice(vector);
             values.push(GUARD);
-            values.resize(values.len().next_multiple_of(alignment), GUARD);
+            let next = values.len().next_multiple_of(alignment) + gap * alignment;
+            values.resize(next, GUARD);
         }
         let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: None,
@@ -97,7 +99,6 @@ fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::CommandEncoder)) {
     gpu.queue().submit([encoder.finish()]);
 }
 
-/// Training, backward and inference over sub-ranges with offsets, against the layer, bit for bit.
 fn guarded(gpu: &Gpu, shape: &Shape, tuning: Tuning) -> Outcome {
     let channels = shape.channels();
     let options = Options::default().tuning(tuning);
@@ -110,39 +111,56 @@ fn guarded(gpu: &Gpu, shape: &Shape, tuning: Tuning) -> Outcome {
         running_var: normal_vector(channels, 2.0, 0.1, 6),
         num_batches_tracked: 0,
     };
+    plan_agrees_with_layer(gpu, shape, &options, &state, &x, &dy, 0)
+}
 
+/// Training, backward and inference over sub-ranges with offsets, against the layer, bit for bit.
+/// Between the ranges, and `gap` alignments on, lie guards.
+pub fn plan_agrees_with_layer(
+    gpu: &Gpu,
+    shape: &Shape,
+    options: &Options,
+    state: &State,
+    x: &ArrayD<f32>,
+    dy: &ArrayD<f32>,
+    gap: usize,
+) -> Outcome {
+    let channels = shape.channels();
     let mut layer = BatchNorm::new(gpu, channels, options.clone())?;
-    layer.set_state(&state)?;
-    let x_tensor = Tensor::from_array(gpu, &x, shape.layout())?;
+    layer.set_state(state)?;
+    let x_tensor = Tensor::from_array(gpu, x, shape.layout())?;
     let y = layer.forward(&x_tensor)?.to_array_blocking()?;
-    let dy_tensor = Tensor::from_array(gpu, &dy, shape.layout())?;
+    let dy_tensor = Tensor::from_array(gpu, dy, shape.layout())?;
     let dx = layer.backward(&dy_tensor)?.to_array_blocking()?;
     let gradients = layer.gradients_blocking()?;
     let trained = layer.state_blocking()?;
     layer.set_mode(Mode::Eval);
     let y_eval = layer.forward(&x_tensor)?.to_array_blocking()?;
 
-    let plan = Plan::new(gpu, shape, &options)?;
+    let plan = Plan::new(gpu, shape, options)?;
     let flat = |array: &ArrayD<f32>| array.iter().copied().collect::<Vec<_>>();
     let vector = |array: &Array1<f32>| array.to_vec();
     let nans = |length: usize| vec![f32::NAN; length];
     let read = Guarded::new(
         gpu,
+        gap,
         &[
-            &flat(&x),
-            &flat(&dy),
+            &flat(x),
+            &flat(dy),
             &vector(&state.gamma),
             &vector(&state.beta),
         ],
     );
     let running = Guarded::new(
         gpu,
+        gap,
         &[&vector(&state.running_mean), &vector(&state.running_var)],
     );
-    let saved = Guarded::new(gpu, &[&nans(plan.saved_bytes() as usize / 4)]);
+    let saved = Guarded::new(gpu, gap, &[&nans(plan.saved_bytes() as usize / 4)]);
     let (tensor, per_channel) = (nans(shape.len()), nans(channels));
     let written = Guarded::new(
         gpu,
+        gap,
         &[&tensor, &tensor, &tensor, &per_channel, &per_channel],
     );
 
@@ -211,7 +229,7 @@ fn guarded(gpu: &Gpu, shape: &Shape, tuning: Tuning) -> Outcome {
     );
     let read = read.read(gpu)?;
     ensure!(
-        read[0] == flat(&x) && read[1] == flat(&dy),
+        read[0] == flat(x) && read[1] == flat(dy),
         "an input was changed"
     );
     Ok(())
@@ -220,10 +238,10 @@ fn guarded(gpu: &Gpu, shape: &Shape, tuning: Tuning) -> Outcome {
 fn recorded_twice(gpu: &Gpu) -> Outcome {
     let shape = Shape::new(&[2, 1], Layout::ChannelsFirst)?;
     let plan = Plan::new(gpu, &shape, &Options::default().momentum(0.5))?;
-    let read = Guarded::new(gpu, &[&[1.0, 3.0], &[1.0], &[0.0]]);
-    let running = Guarded::new(gpu, &[&[0.0], &[1.0]]);
-    let saved = Guarded::new(gpu, &[&[0.0; 4]]);
-    let y = Guarded::new(gpu, &[&[0.0; 2]]);
+    let read = Guarded::new(gpu, 0, &[&[1.0, 3.0], &[1.0], &[0.0]]);
+    let running = Guarded::new(gpu, 0, &[&[0.0], &[1.0]]);
+    let saved = Guarded::new(gpu, 0, &[&[0.0; 4]]);
+    let y = Guarded::new(gpu, 0, &[&[0.0; 2]]);
     let forward = plan.bind_forward(&ForwardBuffers {
         x: read.range(0),
         gamma: read.range(1),

@@ -1,16 +1,22 @@
-//! The GPU against PyTorch, whose results in f64 lie in `tests/data`.
+//! The GPU against PyTorch and ONNX, whose results lie in `tests/data`.
 
 use libtest_mimic::Trial;
 use ndarray::Array1;
 use wgpu_batchnorm::{BatchNorm, Gpu, Layout, Mode, Optimizer, Options, State, Tensor};
 
-use crate::common::{Adapter, LayerCase, Outcome, PyTorch, ensure_close, largest};
+use crate::common::{Adapter, LayerCase, Onnx, OnnxCase, Outcome, PyTorch, ensure_close, largest};
 
 pub fn trials(adapter: &Adapter) -> Vec<Trial> {
     vec![
         adapter.trial("layers agree with PyTorch", |gpu| {
             for case in PyTorch::load().layers {
                 layer(gpu, &case).map_err(|error| format!("{}: {error}", case.name))?;
+            }
+            Ok(())
+        }),
+        adapter.trial("layers agree with ONNX's node tests", |gpu| {
+            for case in Onnx::load().cases {
+                onnx(gpu, &case).map_err(|error| format!("{}: {error}", case.name))?;
             }
             Ok(())
         }),
@@ -71,6 +77,16 @@ fn layer(gpu: &Gpu, case: &LayerCase) -> Outcome {
     let steepest = largest(&case.y_eval) / largest(&case.x).max(1.0);
     let allowed = 1e-6 * largest(&case.y_eval) + 1e-7 * steepest.max(1.0) * largest(&case.x);
     ensure_close("y_eval", &y, &case.y_eval, |_, _| allowed)
+}
+
+fn onnx(gpu: &Gpu, case: &OnnxCase) -> Outcome {
+    let state = case.state();
+    let mut layer = BatchNorm::new(gpu, state.gamma.len(), case.options())?;
+    layer.set_state(&state)?;
+    layer.set_mode(case.mode());
+    let x = Tensor::from_array(gpu, &case.x(), Layout::ChannelsFirst)?;
+    let y = layer.forward(&x)?.to_array_blocking()?;
+    case.ensure(&y, &layer.state_blocking()?)
 }
 
 /// An optimizer moves a layer's γ by the case's gradients, brought there by a backward pass:
