@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use wgpu_batchnorm::Gpu;
 
 fn main() -> ExitCode {
-    let adapters = pollster::block_on(Gpu::adapters());
+    let adapters = Gpu::adapters_blocking();
     for adapter in &adapters {
         let info = adapter.get_info();
         println!(

@@ -4,33 +4,30 @@
 
 use std::process::ExitCode;
 
-use wgpu_batchnorm::{Gpu, self_check};
+use wgpu_batchnorm::{Gpu, self_check_blocking};
 
 fn main() -> ExitCode {
-    pollster::block_on(async {
-        let adapters = Gpu::adapters().await;
-        if adapters.is_empty() {
-            eprintln!("no GPU adapter found");
-            return ExitCode::FAILURE;
-        }
-        let mut passed = true;
-        for adapter in adapters {
-            match Gpu::from_adapter(&adapter).await {
-                Ok(gpu) => {
-                    let report = self_check(&gpu).await;
-                    println!("{report}\n");
-                    passed &= report.passed();
-                }
-                Err(error) => {
-                    println!("{error}\n");
-                    passed = false;
-                }
+    let adapters = Gpu::adapters_blocking();
+    if adapters.is_empty() {
+        eprintln!("no GPU adapter found");
+        return ExitCode::FAILURE;
+    }
+    let mut passed = true;
+    for adapter in adapters {
+        match Gpu::from_adapter_blocking(&adapter) {
+            Ok(gpu) => {
+                let report = self_check_blocking(&gpu);
+                println!("{report}\n");
+                passed &= report.passed();
+            }
+            Err(error) => {
+                println!("{error}\n");
+                passed = false;
             }
         }
-        if passed {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        }
-    })
+    }
+    match passed {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
 }

@@ -9,6 +9,7 @@ has_vulkan() {
 }
 
 echo "Looking for a Vulkan adapter ..."
+cargo build --quiet --example adapters
 if ! has_vulkan; then
     if ! command -v apt-get > /dev/null; then
         echo "No Vulkan adapter and no apt-get here: install a Vulkan driver, then try again." >&2

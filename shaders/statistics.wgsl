@@ -146,7 +146,7 @@ fn merge(
     // Load the partials, lane by lane, all measured from the pivot of the first that is not empty.
     let stride = 4u * geometry.all_columns;
     var first = tile.column;
-    for (var split = 1u; split < geometry.length; split += 1u) {
+    for (var next = 1u; next < geometry.length; next += 1u) {
         if first_channel(partials[first]) > 0.0 {
             break;
         }
@@ -154,14 +154,21 @@ fn merge(
     }
     let pivot = partials[first + geometry.all_columns];
     var moments = Moments();
-    for (var split = tile.lane; split < geometry.length; split += LANES_Y) {
-        let at = split * stride + tile.column;
-        let from_pivot = partials[at + geometry.all_columns] - pivot;
-        moments = merged(moments, Moments(
-            first_channel(partials[at]),
-            from_pivot + partials[at + geometry.all_columns * 2u],
-            partials[at + geometry.all_columns * 3u],
-        ));
+    var split = tile.lane;
+    while split < geometry.length {
+        // In groups too, for short chains of merges.
+        var group = Moments();
+        for (var part = 0u; part < 8u && split < geometry.length; part += 1u) {
+            let at = split * stride + tile.column;
+            let from_pivot = partials[at + geometry.all_columns] - pivot;
+            group = merged(group, Moments(
+                first_channel(partials[at]),
+                from_pivot + partials[at + geometry.all_columns * 2u],
+                partials[at + geometry.all_columns * 3u],
+            ));
+            split += LANES_Y;
+        }
+        moments = merged(moments, group);
     }
 
     // Reduce over the lanes.

@@ -204,6 +204,8 @@ impl Launch {
 /// A dispatch over a slice: its size, and the numbers that the shader needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Division {
+    /// Its number among all divisions of its tensor.
+    pub(crate) index: u64,
     pub(crate) launch: Launch,
     pub(crate) geometry: Geometry,
 }
@@ -229,12 +231,16 @@ impl Divisions {
         limits: &wgpu::Limits,
     ) -> Self {
         let alignment = u64::from(limits.min_storage_buffer_offset_alignment);
-        // Addresses are u32. A slice may start up to an alignment behind its binding.
-        let bytes = limits
+        // Addresses are u32.
+        let binding = limits
             .max_storage_buffer_binding_size
-            .min(u64::from(u32::MAX))
-            - alignment;
-        let slices = Slice::cut(tensor, bytes / packing.bytes());
+            .min(u64::from(u32::MAX));
+        let slices = if tensor.packs() * packing.bytes() <= binding {
+            Slice::cut(tensor, tensor.packs())
+        } else {
+            // A slice may start up to an alignment behind its binding.
+            Slice::cut(tensor, (binding - alignment) / packing.bytes())
+        };
 
         // Every slice has partial results of its own. Those of columns that it does not cover stay
         // zero, as the buffer was made.
@@ -259,15 +265,26 @@ impl Divisions {
                 0,
             ));
         }
-        Self {
+        let mut divisions = Self {
             slices,
             reductions,
             merge: Division::merge(tensor.columns as u32, first_split, tuning, limits),
             maps,
+        };
+        let Self {
+            reductions,
+            merge,
+            maps,
+            ..
+        } = &mut divisions;
+        let all = reductions.iter_mut().chain([merge]).chain(maps);
+        for (index, division) in (0..).zip(all) {
+            division.index = index;
         }
+        divisions
     }
 
-    /// All divisions, in a fixed order.
+    /// All divisions, in the order of their indices.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Division> {
         let Self {
             reductions,
@@ -308,12 +325,10 @@ impl Division {
     /// For the merge of `length` partial results of each column.
     fn merge(columns: u32, length: u32, tuning: &Tuning, limits: &wgpu::Limits) -> Self {
         // Enough lanes on a column that each merges few results, the rest across columns.
-        let lanes_y = match tuning.order {
-            LaneOrder::SideBySide => power_of_two_up_to(length.min(tuning.lanes).min(32).into()),
-            LaneOrder::Runs => 1,
-        };
+        let lanes_y = power_of_two_up_to(length.div_ceil(4).min(tuning.lanes).min(32).into());
         let lanes_x = columns.min((tuning.lanes.min(64) / lanes_y).max(1));
         Self {
+            index: 0,
             launch: Launch {
                 lanes_x,
                 lanes_y,
@@ -349,6 +364,7 @@ impl Division {
         let step_in_tensor = step / block.plane * block.columns * block.plane + step_in_plane;
         let tiles = block.columns.div_ceil(lanes_x);
         Self {
+            index: 0,
             launch: Launch {
                 lanes_x: lanes_x as u32,
                 lanes_y: lanes_y as u32,
@@ -593,7 +609,9 @@ mod tests {
 
     /// The last lane of the last split, in u32 that panics on overflow and in u64.
     fn last_lane_is_in_range(block: Block, division: &Division) {
-        let Division { launch, geometry } = *division;
+        let Division {
+            launch, geometry, ..
+        } = *division;
         let g = geometry;
         assert_eq!(u64::from(g.columns), block.columns);
         assert_eq!(u64::from(g.length), block.length());

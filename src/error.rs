@@ -136,12 +136,12 @@ pub enum Error {
         /// The tensor it shares a buffer with.
         input: &'static str,
     },
-    /// Two outputs of one operation overlap.
-    #[error("{first} and {second} are both written, but their buffer ranges overlap")]
+    /// An output of an operation overlaps another of its tensors.
+    #[error("{first} is written, but its buffer range overlaps that of {second}")]
     Overlap {
-        /// One output.
+        /// An output.
         first: &'static str,
-        /// The other.
+        /// The tensor that it overlaps.
         second: &'static str,
     },
     /// A tensor lives on another device than the object it was given to.
@@ -164,8 +164,8 @@ pub enum Error {
         /// What it is.
         value: f64,
     },
-    /// `backward` was called before any `forward` in training mode.
-    #[error("backward needs a forward pass in training mode before it")]
+    /// `backward` was called, but the last `forward` was not in training mode, or there was none.
+    #[error("backward needs a forward pass in training mode right before it")]
     NoForward,
     /// An optimizer's step was asked for before any `backward`.
     #[error("an optimizer's step needs the gradients of a backward pass before it")]

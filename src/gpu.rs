@@ -107,25 +107,35 @@ impl Gpu {
             (
                 "max_storage_buffers_per_shader_stage",
                 6,
-                limits.max_storage_buffers_per_shader_stage,
+                limits.max_storage_buffers_per_shader_stage.into(),
             ),
             (
                 "max_uniform_buffers_per_shader_stage",
                 2,
-                limits.max_uniform_buffers_per_shader_stage,
+                limits.max_uniform_buffers_per_shader_stage.into(),
             ),
             (
                 "max_compute_invocations_per_workgroup",
                 1,
-                limits.max_compute_invocations_per_workgroup,
+                limits.max_compute_invocations_per_workgroup.into(),
+            ),
+            (
+                "max_compute_workgroups_per_dimension",
+                1,
+                limits.max_compute_workgroups_per_dimension.into(),
+            ),
+            (
+                "max_storage_buffer_binding_size",
+                4096,
+                limits.max_storage_buffer_binding_size,
             ),
         ];
         for (limit, needed, found) in needs {
             if found < needed {
                 return Err(Error::DeviceLimit {
                     limit,
-                    needed: needed.into(),
-                    found: found.into(),
+                    needed,
+                    found,
                 });
             }
         }
@@ -242,49 +252,75 @@ impl Gpu {
         })
     }
 
+    /// Records commands and submits them.
+    pub(crate) fn submit(
+        &self,
+        record: impl FnOnce(&mut wgpu::CommandEncoder),
+    ) -> Result<(), Error> {
+        // A lost device takes work without a word and does none of it.
+        self.check_alive()?;
+        self.caught(|| {
+            let mut encoder = self.device().create_command_encoder(&Default::default());
+            record(&mut encoder);
+            self.queue().submit([encoder.finish()]);
+        })
+    }
+
     /// Runs calls to wgpu and turns what it would report as an uncaptured error into ours.
     ///
-    /// Native wgpu knows of an error at once. In a browser it comes later, and then goes to the
-    /// device's own error handler.
+    /// Native wgpu knows of an error at once. In a browser it comes later: there, errors go to the
+    /// device's own handler.
     pub(crate) fn caught<T>(&self, calls: impl FnOnce() -> T) -> Result<T, Error> {
-        let device = self.device();
-        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
-        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let result = calls();
-        let errors = [
-            known_now(validation.pop()),
-            known_now(memory.pop()),
-            known_now(internal.pop()),
-        ];
-        match errors.into_iter().flatten().flatten().next() {
+        if cfg!(target_arch = "wasm32") {
+            return Ok(calls());
+        }
+        let (result, error) = self.scoped(calls);
+        match error {
             None => Ok(result),
-            Some(_) if self.is_lost() => Err(Error::DeviceLost),
             Some(wgpu::Error::OutOfMemory { source }) => Err(Error::OutOfMemory {
                 message: source.to_string(),
             }),
-            Some(error) => Err(Error::Wgpu {
-                message: error.to_string(),
-            }),
+            Some(error) => {
+                self.check_alive()?;
+                Err(Error::Wgpu {
+                    message: error.to_string(),
+                })
+            }
         }
     }
 
-    /// Whether the device is lost or destroyed.
+    /// Runs calls to wgpu, with the first error that they caused.
+    fn scoped<T>(&self, calls: impl FnOnce() -> T) -> (T, Option<wgpu::Error>) {
+        let device = self.device();
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let result = calls();
+        // Memory first: what was not made for lack of it is invalid in the calls after.
+        let errors = [
+            known_now(memory.pop()),
+            known_now(internal.pop()),
+            known_now(validation.pop()),
+        ];
+        (result, errors.into_iter().flatten().flatten().next())
+    }
+
+    /// Fails if the device is lost or destroyed.
     ///
-    /// A lost device still makes buffers, but invalid ones. wgpu tells of a loss by a callback of
-    /// the device, which belongs to whoever opened it; so we see if a buffer can be written.
-    fn is_lost(&self) -> bool {
-        let memory = self
-            .device()
-            .push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let validation = self
-            .device()
-            .push_error_scope(wgpu::ErrorFilter::Validation);
-        let buffer = self.buffer("batch_norm.probe", 4, wgpu::BufferUsages::COPY_DST);
-        self.queue().write_buffer(&buffer, 0, &[0; 4]);
-        let refused = matches!(known_now(validation.pop()), Some(Some(_)));
-        let out_of_memory = matches!(known_now(memory.pop()), Some(Some(_)));
-        refused && !out_of_memory
+    /// wgpu tells of a loss by a callback of the device, which belongs to whoever opened it. But a
+    /// lost device makes only invalid buffers: so we see whether a new one can be written.
+    pub(crate) fn check_alive(&self) -> Result<(), Error> {
+        if cfg!(target_arch = "wasm32") {
+            return Ok(());
+        }
+        let ((), error) = self.scoped(|| {
+            let buffer = self.buffer("batch_norm.probe", 4, wgpu::BufferUsages::COPY_DST);
+            self.queue().write_buffer(&buffer, 0, &[0; 4]);
+        });
+        match error {
+            Some(wgpu::Error::Validation { .. }) => Err(Error::DeviceLost),
+            _ => Ok(()),
+        }
     }
 
     /// Reads a range of a buffer that has the usage `COPY_SRC`, after all work submitted so far.
@@ -315,15 +351,21 @@ impl Gpu {
         #[cfg(not(target_arch = "wasm32"))]
         {
             let device = self.device().clone();
-            std::thread::spawn(move || {
+            let poll = move || {
                 if let Err(error) = device.poll(wgpu::PollType::wait_indefinitely()) {
                     let _ = sender.send(Err(error.to_string()));
                 }
-            });
+            };
+            std::thread::Builder::new()
+                .name("batch_norm.readback".to_owned())
+                .spawn(poll)
+                .map_err(|error| Error::Readback {
+                    message: error.to_string(),
+                })?;
         }
-        let failed = |message| match self.is_lost() {
-            true => Error::DeviceLost,
-            false => Error::Readback { message },
+        let failed = |message| match self.check_alive() {
+            Err(lost) => lost,
+            Ok(()) => Error::Readback { message },
         };
         receiver
             .receive()
@@ -397,6 +439,19 @@ mod blocking {
         /// As [`Gpu::open`].
         pub fn open_blocking() -> Result<Self, Error> {
             pollster::block_on(Self::open())
+        }
+
+        /// [`Gpu::adapters`], waiting.
+        pub fn adapters_blocking() -> Vec<wgpu::Adapter> {
+            pollster::block_on(Self::adapters())
+        }
+
+        /// [`Gpu::from_adapter`], waiting.
+        ///
+        /// # Errors
+        /// As [`Gpu::from_adapter`].
+        pub fn from_adapter_blocking(adapter: &wgpu::Adapter) -> Result<Self, Error> {
+            pollster::block_on(Self::from_adapter(adapter))
         }
     }
 }

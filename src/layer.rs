@@ -1,12 +1,12 @@
 //! The upper level: a batch-normalization layer that owns its parameters.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ndarray::Array1;
 
 use crate::kernels::statistics::SAVED_ROWS;
-use crate::plan::{BackwardBuffers, Commands, ForwardBuffers, InferenceBuffers};
+use crate::plan::{BackwardBuffers, ForwardBuffers, InferenceBuffers};
 use crate::{Error, Gpu, Options, Plan, Shape, Tensor};
 
 /// Whether a layer normalizes by the batch or by its running statistics.
@@ -80,6 +80,9 @@ pub struct Gradients {
     pub beta: Array1<f32>,
 }
 
+/// How many plans a layer keeps: for the batch sizes and image sizes that take turns.
+const PLANS_KEPT: usize = 8;
+
 /// A batch-normalization layer on the GPU.
 ///
 /// It owns γ, β and the running statistics, and keeps what the backward pass needs of the forward
@@ -119,8 +122,9 @@ pub struct BatchNorm {
     dbeta: wgpu::Buffer,
     saved: wgpu::Buffer,
     num_batches_tracked: u64,
-    plans: HashMap<Shape, Arc<Plan>>,
-    /// The input of the last forward pass in training, which `saved` belongs to.
+    /// Of the last shapes seen, the latest first.
+    plans: VecDeque<Arc<Plan>>,
+    /// The input of the last forward pass, if that was in training: `saved` belongs to it.
     last_input: Option<Tensor>,
     has_gradients: bool,
 }
@@ -134,6 +138,8 @@ impl BatchNorm {
     pub fn new(gpu: &Gpu, channels: usize, options: Options) -> Result<Self, Error> {
         options.validate()?;
         let shape = Shape::new(&[1, channels], crate::Layout::ChannelsFirst)?;
+        // The largest buffer first: what does not fit is found before anything is filled.
+        let saved = gpu.vectors("batch_norm.saved", SAVED_ROWS * shape.bytes())?;
         let constant = |name: &str, value| {
             gpu.upload(
                 &format!("batch_norm.{name}"),
@@ -147,13 +153,13 @@ impl BatchNorm {
             running_var: constant("running_var", 1.0)?,
             dgamma: constant("dgamma", 0.0)?,
             dbeta: constant("dbeta", 0.0)?,
-            saved: gpu.vectors("batch_norm.saved", SAVED_ROWS * shape.bytes())?,
+            saved,
             gpu: gpu.clone(),
             options,
             channels,
             mode: Mode::default(),
             num_batches_tracked: 0,
-            plans: HashMap::new(),
+            plans: VecDeque::new(),
             last_input: None,
             has_gradients: false,
         })
@@ -177,6 +183,11 @@ impl BatchNorm {
     /// Whether [`BatchNorm::forward`] trains or evaluates.
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// How many batches entered the running statistics.
+    pub fn num_batches_tracked(&self) -> u64 {
+        self.num_batches_tracked
     }
 
     /// Switches between training and evaluation.
@@ -218,8 +229,8 @@ impl BatchNorm {
             running_var: self.running_var.slice(..),
             saved: self.saved.slice(..),
         })?;
-        self.submit(&commands)?;
-        self.num_batches_tracked += 1;
+        self.gpu.submit(|encoder| commands.record(encoder))?;
+        self.num_batches_tracked = self.num_batches_tracked.saturating_add(1);
         self.last_input = Some(x.clone());
         Ok(y)
     }
@@ -228,6 +239,7 @@ impl BatchNorm {
         self.check_input("x", x)?;
         let y = Tensor::zeros(&self.gpu, x.shape())?;
         if x.shape().is_empty() {
+            self.last_input = None;
             return Ok(y);
         }
         let plan = self.plan(x.shape())?;
@@ -239,12 +251,13 @@ impl BatchNorm {
             running_var: self.running_var.slice(..),
             y: y.range(),
         })?;
-        self.submit(&commands)?;
+        self.gpu.submit(|encoder| commands.record(encoder))?;
+        self.last_input = None;
         Ok(y)
     }
 
     /// Propagates the gradient `dy` of the loss with respect to the output of the last forward
-    /// pass in training, and returns the gradient with respect to its input.
+    /// pass, which must have been in training, and returns the gradient with respect to its input.
     ///
     /// The gradients of γ and β replace those of the pass before; see [`BatchNorm::gradients`].
     ///
@@ -252,7 +265,7 @@ impl BatchNorm {
     /// As [`Plan::bind_backward`].
     ///
     /// # Errors
-    /// [`Error::NoForward`] before any forward pass in training; [`Error::ShapeMismatch`] or
+    /// [`Error::NoForward`] if the last forward pass was not in training; [`Error::ShapeMismatch`] or
     /// [`Error::LayoutMismatch`] if `dy` is not like that pass's input; [`Error::OtherDevice`].
     /// The layer is then as it was.
     pub fn backward(&mut self, dy: &Tensor) -> Result<Tensor, Error> {
@@ -270,7 +283,7 @@ impl BatchNorm {
             dgamma: self.dgamma.slice(..),
             dbeta: self.dbeta.slice(..),
         })?;
-        self.submit(&commands)?;
+        self.gpu.submit(|encoder| commands.record(encoder))?;
         self.has_gradients = true;
         Ok(dx)
     }
@@ -300,13 +313,15 @@ impl BatchNorm {
         })
     }
 
-    /// Replaces all that the layer has learned.
+    /// Replaces all that the layer has learned. The last forward pass and the gradients stay, as
+    /// they do when PyTorch loads a state.
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`] names the vector that does not have one value per channel; the
     /// layer is then as it was.
     pub fn set_state(&mut self, state: &State) -> Result<(), Error> {
         state.check(self.channels)?;
+        self.gpu.check_alive()?;
         self.gpu.caught(|| {
             for (buffer, values) in [
                 (&self.gamma, &state.gamma),
@@ -342,24 +357,16 @@ impl BatchNorm {
         x.check_gpu(&self.gpu, name)
     }
 
+    /// The plan for a shape: one of the last few, or a new one.
     fn plan(&mut self, shape: &Shape) -> Result<Arc<Plan>, Error> {
-        if let Some(plan) = self.plans.get(shape) {
-            return Ok(Arc::clone(plan));
-        }
-        let plan = Arc::new(Plan::new(&self.gpu, shape, &self.options)?);
-        self.plans.insert(shape.clone(), Arc::clone(&plan));
+        let known = self.plans.iter().position(|plan| plan.shape() == shape);
+        let plan = match known.and_then(|index| self.plans.remove(index)) {
+            Some(plan) => plan,
+            None => Arc::new(Plan::new(&self.gpu, shape, &self.options)?),
+        };
+        self.plans.push_front(Arc::clone(&plan));
+        self.plans.truncate(PLANS_KEPT);
         Ok(plan)
-    }
-
-    fn submit(&self, commands: &Commands) -> Result<(), Error> {
-        self.gpu.caught(|| {
-            let mut encoder = self
-                .gpu
-                .device()
-                .create_command_encoder(&Default::default());
-            commands.record(&mut encoder);
-            self.gpu.queue().submit([encoder.finish()]);
-        })
     }
 
     async fn read(&self, buffer: &wgpu::Buffer) -> Result<Array1<f32>, Error> {

@@ -34,7 +34,7 @@ pub use plan::{BackwardBuffers, Commands, ForwardBuffers, InferenceBuffers, Plan
 pub use shape::{Layout, Shape, View};
 pub use tensor::Tensor;
 pub use tuning::{LaneOrder, Tuning};
-pub use verify::self_check;
 #[cfg(not(target_arch = "wasm32"))]
 pub use verify::self_check_blocking;
+pub use verify::{Checked, Mismatch, Report, Tolerance, self_check};
 pub use wgpu;

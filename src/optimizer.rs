@@ -177,6 +177,16 @@ impl Algorithm {
         }
     }
 
+    pub(crate) fn set_lr(&mut self, lr: f64) -> Result<(), Error> {
+        not_negative("lr", lr)?;
+        match self {
+            Self::Sgd(sgd) => sgd.lr = lr,
+            Self::RmsProp(rmsprop) => rmsprop.lr = lr,
+            Self::Adam(adam) => adam.lr = lr,
+        }
+        Ok(())
+    }
+
     fn entry_point(&self) -> &'static EntryPoint {
         match self {
             Self::Sgd(_) => &SGD,
@@ -331,14 +341,8 @@ impl Optimizer {
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] if it is not finite or below 0.
-    pub fn set_learning_rate(&mut self, rate: f64) -> Result<(), Error> {
-        not_negative("lr", rate)?;
-        match &mut self.algorithm {
-            Algorithm::Sgd(sgd) => sgd.lr = rate,
-            Algorithm::RmsProp(rmsprop) => rmsprop.lr = rate,
-            Algorithm::Adam(adam) => adam.lr = rate,
-        }
-        Ok(())
+    pub fn set_lr(&mut self, lr: f64) -> Result<(), Error> {
+        self.algorithm.set_lr(lr)
     }
 
     /// Updates the layer's γ and β.
@@ -374,14 +378,12 @@ impl Optimizer {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let settings = self.algorithm.settings(self.channels, self.step + 1);
+        self.gpu.check_alive()?;
         self.gpu.caught(|| {
-            self.gpu
-                .queue()
-                .write_buffer(&self.settings, 0, bytemuck::bytes_of(&settings));
-            let mut encoder = self
-                .gpu
-                .device()
-                .create_command_encoder(&Default::default());
+            let bytes = bytemuck::bytes_of(&settings);
+            self.gpu.queue().write_buffer(&self.settings, 0, bytes);
+        })?;
+        self.gpu.submit(|encoder| {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: Some("batch_norm.optimizer"),
                 timestamp_writes: None,
@@ -389,8 +391,6 @@ impl Optimizer {
             for dispatch in &dispatches {
                 dispatch.record(&mut pass);
             }
-            drop(pass);
-            self.gpu.queue().submit([encoder.finish()]);
         })?;
         self.step += 1;
         Ok(())

@@ -27,12 +27,18 @@ pub enum RunningVariance {
 /// assert!(Options::default().eps(-1.0).validate().is_err());
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Options {
-    pub(crate) eps: f64,
-    pub(crate) momentum_mean: f64,
-    pub(crate) momentum_var: f64,
-    pub(crate) running_variance: RunningVariance,
-    pub(crate) tuning: Option<Tuning>,
+    /// See [`Options::eps`].
+    pub eps: f64,
+    /// See [`Options::momentum_mean`].
+    pub momentum_mean: f64,
+    /// See [`Options::momentum_var`].
+    pub momentum_var: f64,
+    /// See [`Options::running_variance`].
+    pub running_variance: RunningVariance,
+    /// See [`Options::tuning`].
+    pub tuning: Option<Tuning>,
 }
 
 impl Default for Options {
@@ -49,7 +55,7 @@ impl Default for Options {
 
 impl Options {
     /// What is added to a variance before its square root is taken, in units of `x²`;
-    /// finite and not negative. Default: 1e-5.
+    /// finite and not negative, and no smaller than f32 can hold (1.2e-38) unless 0. Default: 1e-5.
     pub fn eps(mut self, eps: f64) -> Self {
         self.eps = eps;
         self
@@ -95,6 +101,13 @@ impl Options {
     /// [`Error::InvalidParameter`] names the parameter, its value and what it should be.
     pub fn validate(&self) -> Result<(), Error> {
         not_negative("eps", self.eps)?;
+        if self.eps > 0.0 && self.eps < f64::from(f32::MIN_POSITIVE) {
+            return Err(Error::InvalidParameter {
+                name: "eps",
+                expected: "0 or at least 1.2e-38, the smallest normal f32",
+                value: self.eps,
+            });
+        }
         fraction("momentum_mean", self.momentum_mean)?;
         fraction("momentum_var", self.momentum_var)?;
         self.tuning.as_ref().map_or(Ok(()), Tuning::validate)

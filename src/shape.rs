@@ -56,24 +56,27 @@ impl Shape {
                 dims: dims.to_vec(),
             });
         }
-        let product = |dims: &[usize]| -> Result<usize, Error> {
-            dims.iter()
-                .try_fold(1_usize, |product, &dim| product.checked_mul(dim))
-                .ok_or_else(|| Error::TooLarge {
-                    what: format!("a tensor of shape {dims:?}"),
-                    bytes: u64::MAX,
-                    limit: isize::MAX as u64,
-                })
-        };
+        // Bytes of a few such tensors, counting an empty dimension as 1: with these in range, no
+        // product of sizes overflows from here on.
+        let bytes = dims.iter().try_fold(8 * size_of::<f32>(), |product, &dim| {
+            product.checked_mul(dim.max(1))
+        });
+        if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
+            return Err(Error::TooLarge {
+                what: format!("a tensor of shape {dims:?}"),
+                bytes: u64::MAX,
+                limit: isize::MAX as u64,
+            });
+        }
         let last = dims.len() - 1;
         let view = match layout {
             Layout::ChannelsFirst => View {
                 outer: dims[0],
                 channels: dims[1],
-                inner: product(&dims[2..])?,
+                inner: dims[2..].iter().product(),
             },
             Layout::ChannelsLast => View {
-                outer: product(&dims[..last])?,
+                outer: dims[..last].iter().product(),
                 channels: dims[last],
                 inner: 1,
             },
@@ -83,8 +86,6 @@ impl Shape {
                 dims: dims.to_vec(),
             });
         }
-        // With the bytes of the whole in range, no later product can overflow.
-        product(&[product(dims)?, size_of::<f32>(), 2])?;
         Ok(Self {
             dims: dims.to_vec(),
             layout,
@@ -183,5 +184,8 @@ mod tests {
         assert!(matches!(error(&[3, 0, 2]), Error::ZeroChannels { .. }));
         assert!(matches!(error(&[1 << 40, 1 << 40]), Error::TooLarge { .. }));
         assert!(matches!(error(&[1 << 62, 2]), Error::TooLarge { .. }));
+        assert!(matches!(error(&[0, 1 << 62]), Error::TooLarge { .. }));
+        let message = error(&[1, 1, 1 << 62]).to_string();
+        assert!(message.contains("[1, 1, 4611686018427387904]"), "{message}");
     }
 }

@@ -72,7 +72,7 @@ impl Tuning {
         }
     }
 
-    /// Fails where a number is 0 or `lanes` is no power of two up to 1024.
+    /// Fails where a number is 0 or too large, or `lanes` is no power of two.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let positive = [
             ("tuning.lanes_across", self.lanes_across),
@@ -89,6 +89,14 @@ impl Tuning {
                     value: 0.0,
                 });
             }
+        }
+        // A chain of additions counts its values in f32, exactly up to 2²⁴.
+        if self.reduction_packs_max > 1 << 16 {
+            return Err(Error::InvalidParameter {
+                name: "tuning.reduction_packs_max",
+                expected: "at most 65536",
+                value: f64::from(self.reduction_packs_max),
+            });
         }
         if !self.lanes.is_power_of_two() || self.lanes > 1024 {
             return Err(Error::InvalidParameter {

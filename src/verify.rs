@@ -44,8 +44,8 @@ pub struct Tolerance {
     /// `y`: in units of `max(|γ|, |y − β|) + |β|`. Default: 1e-6.
     pub y: f64,
     /// `dx`, `dγ`, `dβ`: in units of the tensor's largest magnitude, plus a tenth of it in units of
-    /// the terms that may cancel, each of which carries up to nine roundings (5.4e-7 in f32).
-    /// Default: 1e-5.
+    /// the terms that may cancel, each of which carries up to nine roundings (5.4e-7 in f32) that
+    /// add up like a random walk. Default: 1e-5.
     pub gradients: f64,
     /// The running statistics: in units of `|old| + |new|` plus, for the mean, the standard
     /// deviation of the batch. Default: 1e-6.
@@ -227,11 +227,11 @@ impl<'a> Checked<'a> {
     }
 
     async fn compare_forward(&mut self, x: &Tensor) -> Result<(Tensor, Vec<Comparison>), Error> {
+        let x_values = x.to_array().await?.mapv(f64::from);
         let before = self.layer.state().await?;
         let y = self.layer.forward(x)?;
         let after = self.layer.state().await?;
         let y_gpu = y.to_array().await?;
-        let x_values = x.to_array().await?.mapv(f64::from);
 
         let layout = x.shape().layout();
         let view = x.shape().view();
@@ -291,16 +291,16 @@ impl<'a> Checked<'a> {
     }
 
     async fn compare_backward(&mut self, dy: &Tensor) -> Result<(Tensor, Vec<Comparison>), Error> {
-        let dx = self.layer.backward(dy)?;
         let x = self.layer.last_input().ok_or(Error::NoForward)?;
+        let x_values = x.to_array().await?.mapv(f64::from);
+        let dy_values = dy.to_array().await?.mapv(f64::from);
+        let layout = x.shape().layout();
+        let view = x.shape().view();
+        let dx = self.layer.backward(dy)?;
         let state = self.layer.state().await?;
         let found = self.layer.gradients().await?;
         let dx_gpu = dx.to_array().await?;
-        let dy_values = dy.to_array().await?.mapv(f64::from);
-        let x_values = x.to_array().await?.mapv(f64::from);
 
-        let layout = x.shape().layout();
-        let view = x.shape().view();
         let eps = self.layer.options().eps;
         let gamma = state.gamma.mapv(f64::from);
         let statistics = cpu::statistics(&x_values, layout)?;
@@ -317,7 +317,6 @@ impl<'a> Checked<'a> {
 
         // The magnitudes of what is summed: where a sum cancels, no f32 can do better than these.
         let terms = Terms::new(&x_values, &dy_values, view, &statistics, eps);
-        let count = x.shape().values_per_channel() as f64;
         let tolerance = self.tolerance.gradients;
         let allowed = |largest: f64, terms: f64| tolerance * (largest + 0.1 * terms);
         let dx_largest = largest(&dx_cpu);
@@ -329,20 +328,23 @@ impl<'a> Checked<'a> {
                 per_channel(view),
                 &found.gamma,
                 expected.gamma.iter().copied(),
-                |channel| allowed(gamma_largest, terms.gamma[channel]),
+                |channel| {
+                    let terms = terms.product_norm[channel] + terms.sum_dy[channel].abs();
+                    allowed(gamma_largest, terms)
+                },
             ),
             Comparison::new(
                 "dbeta",
                 per_channel(view),
                 &found.beta,
                 expected.beta.iter().copied(),
-                |channel| allowed(beta_largest, terms.beta[channel]),
+                |channel| allowed(beta_largest, terms.dy_norm[channel]),
             ),
             Comparison::new("dx", view, &dx_gpu, dx_cpu, |index| {
                 let channel = view.channel_of(index);
                 let scale = (gamma[channel] * terms.inv_std[channel]).abs();
                 let cancelling = terms.largest_dy[channel]
-                    + terms.largest_x_hat[channel] * terms.gamma[channel] / count;
+                    + terms.largest_x_hat[channel] * terms.mean_product[channel];
                 allowed(dx_largest, scale * cancelling)
             }),
         ];
@@ -395,19 +397,27 @@ fn per_channel(view: View) -> View {
     }
 }
 
+/// The largest finite magnitude: one poisoned channel must not excuse the others.
 fn largest<'a>(values: impl IntoIterator<Item = &'a f64>) -> f64 {
     values
         .into_iter()
+        .filter(|value| value.is_finite())
         .fold(0.0, |largest, value| value.abs().max(largest))
 }
 
 /// Per channel, the magnitudes of the terms that a backward pass adds up.
+///
+/// The roundings of M terms add up like a random walk, to the root of the sum of their squares.
 struct Terms {
     inv_std: Array1<f64>,
-    /// Σ|dy·x̂| + Σ|dy|
-    gamma: Array1<f64>,
-    /// Σ|dy|
-    beta: Array1<f64>,
+    /// √Σ(dy·x̂)²
+    product_norm: Array1<f64>,
+    /// Σ|dy·x̂| / M
+    mean_product: Array1<f64>,
+    /// √Σdy²
+    dy_norm: Array1<f64>,
+    /// Σdy, which an error of the mean is multiplied by
+    sum_dy: Array1<f64>,
     largest_dy: Array1<f64>,
     largest_x_hat: Array1<f64>,
 }
@@ -423,19 +433,26 @@ impl Terms {
         let zeros = || Array1::zeros(view.channels);
         let mut terms = Self {
             inv_std: statistics.var.mapv(|var| 1.0 / (var + eps).sqrt()),
-            gamma: zeros(),
-            beta: zeros(),
+            product_norm: zeros(),
+            mean_product: zeros(),
+            dy_norm: zeros(),
+            sum_dy: zeros(),
             largest_dy: zeros(),
             largest_x_hat: zeros(),
         };
+        let count = (view.outer * view.inner) as f64;
         for (index, (x, dy)) in x.iter().zip(dy).enumerate() {
             let channel = view.channel_of(index);
             let x_hat = (x - statistics.mean[channel]) * terms.inv_std[channel];
-            terms.gamma[channel] += (dy * x_hat).abs() + dy.abs();
-            terms.beta[channel] += dy.abs();
+            terms.product_norm[channel] += (dy * x_hat).powi(2);
+            terms.mean_product[channel] += (dy * x_hat).abs() / count;
+            terms.dy_norm[channel] += dy.powi(2);
+            terms.sum_dy[channel] += dy;
             terms.largest_dy[channel] = terms.largest_dy[channel].max(dy.abs());
             terms.largest_x_hat[channel] = terms.largest_x_hat[channel].max(x_hat.abs());
         }
+        terms.product_norm.mapv_inplace(f64::sqrt);
+        terms.dy_norm.mapv_inplace(f64::sqrt);
         terms
     }
 }

@@ -120,10 +120,11 @@ fn optimizers_agree_with_pytorch() -> Outcome {
     for case in PyTorch::load().optimizers {
         let initial = Array1::from(case.initial.clone());
         let mut state = State::new(initial.len());
+        let layer = cpu::BatchNorm::new(initial.len(), Options::default())?;
         // The same descent for γ and, mirrored, for β.
         state.beta = -&initial;
         state.gamma = initial;
-        let mut optimizer = cpu::Optimizer::new(case.initial.len(), case.algorithm())?;
+        let mut optimizer = cpu::Optimizer::new(&layer, case.algorithm())?;
         for (gradient, expected) in case.gradients.iter().zip(&case.parameters) {
             let gradient = Array1::from(gradient.clone());
             let gradients = Gradients {
@@ -258,10 +259,15 @@ fn bad_input_is_an_error_and_changes_nothing() -> Outcome {
         found,
         Some(Error::ShapeMismatch { tensor: "dy", .. })
     ));
-    let mut optimizer = cpu::Optimizer::new(2, wgpu_batchnorm::Sgd::default())?;
+    let mut optimizer = cpu::Optimizer::new(&layer, wgpu_batchnorm::Sgd::default())?;
     assert_eq!(optimizer.step(&mut layer), Err(Error::NoBackward));
 
     layer.set_mode(Mode::Eval);
+    layer.forward(&zeros(&[4, 2]), layout)?;
+    assert_eq!(
+        error(layer.backward(&zeros(&[4, 2]))),
+        Some(Error::NoForward)
+    );
     assert_eq!(layer.forward(&zeros(&[0, 2]), layout)?.shape(), [0, 2]);
     assert_eq!(layer.forward(&zeros(&[1, 2]), layout)?.shape(), [1, 2]);
     assert!(matches!(

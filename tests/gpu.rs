@@ -28,6 +28,13 @@ mod reference;
 use common::Adapter;
 
 fn main() {
+    if let Some(outcome) = faults::run_out_of_memory_if_asked() {
+        if let Err(error) = outcome {
+            eprintln!("{error}");
+            std::process::exit(1);
+        }
+        return;
+    }
     let arguments = libtest_mimic::Arguments::from_args();
     let adapters = Adapter::all();
     let mut trials = Vec::new();

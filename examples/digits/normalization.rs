@@ -46,10 +46,11 @@ impl Normalization {
                 let optimizer = Optimizer::new(&layer, sgd)?;
                 Ok(Self::Gpu(layer, optimizer))
             }
-            Device::Cpu => Ok(Self::Cpu(
-                cpu::BatchNorm::new(channels, options)?,
-                cpu::Optimizer::new(channels, sgd)?,
-            )),
+            Device::Cpu => {
+                let layer = cpu::BatchNorm::new(channels, options)?;
+                let optimizer = cpu::Optimizer::new(&layer, sgd)?;
+                Ok(Self::Cpu(layer, optimizer))
+            }
         }
     }
 

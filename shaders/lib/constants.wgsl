@@ -23,5 +23,7 @@ struct Constants {
 fn inv_std_of(variance: PerChannel) -> PerChannel {
     let shifted = variance + constants.eps;
     let guess = inverseSqrt(shifted);
-    return guess + 0.5 * guess * fma(-shifted * guess, guess, PerChannel(1.0));
+    let refined = guess + 0.5 * guess * fma(-shifted * guess, guess, PerChannel(1.0));
+    // Of an infinite variance there is nothing to refine.
+    return select(refined, guess, guess == PerChannel());
 }

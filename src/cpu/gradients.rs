@@ -20,13 +20,20 @@ pub struct ParameterGradients {
 /// # Errors
 /// Those of [`crate::Shape::new`]; [`Error::ShapeMismatch`] if `dy` is not like `x` or a vector
 /// does not have one value per channel.
-pub fn gradients<T: Element, S: Data<Elem = T>, D: Dimension>(
-    x: &ArrayBase<S, D>,
-    dy: &ArrayBase<S, D>,
+pub fn gradients<T, SX, SY, DX, DY>(
+    x: &ArrayBase<SX, DX>,
+    dy: &ArrayBase<SY, DY>,
     layout: Layout,
     statistics: &Statistics,
     eps: f64,
-) -> Result<ParameterGradients, Error> {
+) -> Result<ParameterGradients, Error>
+where
+    T: Element,
+    SX: Data<Elem = T>,
+    SY: Data<Elem = T>,
+    DX: Dimension,
+    DY: Dimension,
+{
     let x = Values::new(x, layout)?;
     let dy = Values::new(dy, layout)?;
     check_like("dy", &dy.shape, &x.shape)?;

@@ -12,15 +12,22 @@ use crate::{Error, Layout};
 /// # Errors
 /// Those of [`crate::Shape::new`]; [`Error::ShapeMismatch`] if `dy` is not like `x` or a vector
 /// does not have one value per channel.
-pub fn input_gradient<T: Element, S: Data<Elem = T>, D: Dimension>(
-    x: &ArrayBase<S, D>,
-    dy: &ArrayBase<S, D>,
+pub fn input_gradient<T, SX, SY, DX, DY>(
+    x: &ArrayBase<SX, DX>,
+    dy: &ArrayBase<SY, DY>,
     layout: Layout,
     statistics: &Statistics,
     eps: f64,
     gamma: &Array1<T>,
     gradients: &ParameterGradients,
-) -> Result<ArrayD<T>, Error> {
+) -> Result<ArrayD<T>, Error>
+where
+    T: Element,
+    SX: Data<Elem = T>,
+    SY: Data<Elem = T>,
+    DX: Dimension,
+    DY: Dimension,
+{
     let x = Values::new(x, layout)?;
     let dy = Values::new(dy, layout)?;
     check_like("dy", &dy.shape, &x.shape)?;
@@ -33,7 +40,7 @@ pub fn input_gradient<T: Element, S: Data<Elem = T>, D: Dimension>(
 
     let count = x.shape.values_per_channel() as f64;
     let mut x_runs = x.runs();
-    Ok(dy.changed(|channel, run| {
+    dy.changed(|channel, run| {
         let mean = statistics.mean[channel];
         let deviation = (statistics.var[channel] + eps).sqrt();
         let scale = gamma[channel].to_f64() / deviation;
@@ -44,5 +51,5 @@ pub fn input_gradient<T: Element, S: Data<Elem = T>, D: Dimension>(
             let x_hat = (x.to_f64() - mean) / deviation;
             *value = T::from_f64(scale * (value.to_f64() - dbeta_mean - x_hat * dgamma_mean));
         }
-    }))
+    })
 }

@@ -13,6 +13,7 @@ pub struct BatchNorm {
     options: Options,
     mode: Mode,
     state: State,
+    /// The input of the last forward pass, if that was in training, with its statistics.
     last: Option<(ArrayD<f32>, Layout, Statistics)>,
     last_gradients: Option<ParameterGradients>,
 }
@@ -37,6 +38,11 @@ impl BatchNorm {
     /// How many channels the layer normalizes.
     pub fn channels(&self) -> usize {
         self.state.gamma.len()
+    }
+
+    /// The options that the layer was made with.
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     /// Whether [`BatchNorm::forward`] trains or evaluates.
@@ -92,14 +98,18 @@ impl BatchNorm {
                 shape.values_per_channel(),
                 &self.options,
             )?;
-            self.state.num_batches_tracked += 1;
-            self.last = Some((x.to_owned().into_dyn(), layout, statistics));
+            let count = &mut self.state.num_batches_tracked;
+            *count = count.saturating_add(1);
         }
+        self.last = match self.mode {
+            Mode::Train => Some((x.to_owned().into_dyn(), layout, statistics)),
+            Mode::Eval => None,
+        };
         Ok(y)
     }
 
     /// Propagates the gradient `dy` of the loss with respect to the output of the last forward
-    /// pass in training, and returns the gradient with respect to its input.
+    /// pass, which must have been in training, and returns the gradient with respect to its input.
     ///
     /// # Errors
     /// As [`crate::BatchNorm::backward`]; the layer is then as it was.
@@ -110,11 +120,10 @@ impl BatchNorm {
         let (x, layout, statistics) = self.last.as_ref().ok_or(Error::NoForward)?;
         let shape = Shape::new(x.shape(), *layout)?;
         check_like("dy", &Shape::new(dy.shape(), *layout)?, &shape)?;
-        let dy = dy.to_owned().into_dyn();
         let eps = self.options.eps;
-        let found = gradients(x, &dy, *layout, statistics, eps)?;
+        let found = gradients(x, dy, *layout, statistics, eps)?;
         let gamma = &self.state.gamma;
-        let dx = input_gradient(x, &dy, *layout, statistics, eps, gamma, &found)?;
+        let dx = input_gradient(x, dy, *layout, statistics, eps, gamma, &found)?;
         self.last_gradients = Some(found);
         Ok(dx)
     }

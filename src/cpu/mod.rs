@@ -31,7 +31,9 @@ pub use normalize::normalize;
 pub use optimizer::Optimizer;
 pub use statistics::{Statistics, statistics, update_running};
 
-use ndarray::{ArrayBase, ArrayD, CowArray, Data, Dimension, IxDyn};
+use std::borrow::Cow;
+
+use ndarray::{ArrayBase, ArrayD, Data, Dimension};
 
 use crate::{Error, Layout, Shape, View};
 
@@ -63,9 +65,10 @@ impl Element for f64 {
     }
 }
 
-/// A tensor in the order of its dimensions, copied only where its memory has another order.
+/// A tensor's values in the order of its dimensions, copied only where its memory has another
+/// order.
 struct Values<'a, T: Element> {
-    array: CowArray<'a, T, IxDyn>,
+    values: Cow<'a, [T]>,
     shape: Shape,
 }
 
@@ -76,7 +79,10 @@ impl<'a, T: Element> Values<'a, T> {
     ) -> Result<Self, Error> {
         Ok(Self {
             shape: Shape::new(array.shape(), layout)?,
-            array: array.as_standard_layout().into_dyn(),
+            values: match array.as_slice() {
+                Some(values) => Cow::Borrowed(values),
+                None => Cow::Owned(array.iter().copied().collect()),
+            },
         })
     }
 
@@ -86,24 +92,27 @@ impl<'a, T: Element> Values<'a, T> {
         let View {
             channels, inner, ..
         } = self.shape.view();
-        let values = self.array.as_slice().unwrap_or_default();
-        (0..channels).cycle().zip(values.chunks_exact(inner.max(1)))
+        (0..channels)
+            .cycle()
+            .zip(self.values.chunks_exact(inner.max(1)))
     }
 
     /// The tensor with every run changed in place by `change(channel, run)`; the runs come in the
     /// order of [`Values::runs`].
-    fn changed(self, mut change: impl FnMut(usize, &mut [T])) -> ArrayD<T> {
+    fn changed(self, mut change: impl FnMut(usize, &mut [T])) -> Result<ArrayD<T>, Error> {
         let View {
             channels, inner, ..
         } = self.shape.view();
-        let mut array = self.array.into_owned();
-        let values = array.as_slice_mut().unwrap_or_default();
-        for (channel, run) in (0..channels)
-            .cycle()
-            .zip(values.chunks_exact_mut(inner.max(1)))
-        {
+        let mut values = self.values.into_owned();
+        let runs = values.chunks_exact_mut(inner.max(1));
+        for (channel, run) in (0..channels).cycle().zip(runs) {
             change(channel, run);
         }
-        array
+        let found = vec![values.len()];
+        ArrayD::from_shape_vec(self.shape.dims(), values).map_err(|_| Error::ShapeMismatch {
+            tensor: "the result",
+            expected: self.shape.dims().to_vec(),
+            found,
+        })
     }
 }

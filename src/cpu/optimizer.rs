@@ -24,13 +24,14 @@ struct Memory {
 }
 
 impl Optimizer {
-    /// An optimizer for a layer of that many channels, before its first step.
+    /// An optimizer for `layer`, before its first step.
     ///
     /// # Errors
     /// [`Error::InvalidParameter`] for a number out of range.
-    pub fn new(channels: usize, algorithm: impl Into<Algorithm>) -> Result<Self, Error> {
+    pub fn new(layer: &BatchNorm, algorithm: impl Into<Algorithm>) -> Result<Self, Error> {
         let algorithm = algorithm.into();
         algorithm.validate()?;
+        let channels = layer.channels();
         Ok(Self {
             algorithm,
             step: 0,
@@ -64,6 +65,19 @@ impl Optimizer {
                 })
                 .collect()
         })
+    }
+
+    /// The algorithm, with its numbers.
+    pub fn algorithm(&self) -> &Algorithm {
+        &self.algorithm
+    }
+
+    /// Sets the learning rate from the next step on.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameter`] if it is not finite or below 0.
+    pub fn set_lr(&mut self, lr: f64) -> Result<(), Error> {
+        self.algorithm.set_lr(lr)
     }
 
     /// Updates the layer's γ and β by the gradients of its last backward pass.

@@ -1,14 +1,14 @@
 //! Gradients of γ and β: `shaders/gradients.wgsl`.
 
-use super::{EntryPoint, Sources, over_tensors, tile_constants};
+use super::{EntryPoint, Source, over_tensors, tile_constants};
 
-const SOURCES: Sources = over_tensors!("gradients");
+const SOURCE: Source = over_tensors!("gradients");
 
 /// Sums over each column and split.
 pub(crate) const PARTIAL: EntryPoint = EntryPoint {
     label: "gradients.partial",
     name: "partial",
-    sources: SOURCES,
+    source: SOURCE,
     bindings: &[
         (0, "geometry"),
         (2, "x"),
@@ -23,7 +23,7 @@ pub(crate) const PARTIAL: EntryPoint = EntryPoint {
 pub(crate) const MERGE: EntryPoint = EntryPoint {
     label: "gradients.merge",
     name: "merge",
-    sources: SOURCES,
+    source: SOURCE,
     bindings: &[
         (0, "geometry"),
         (1, "constants"),

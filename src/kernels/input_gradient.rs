@@ -5,7 +5,7 @@ use super::{EntryPoint, over_tensors, tile_constants};
 pub(crate) const MAIN: EntryPoint = EntryPoint {
     label: "input_gradient.main",
     name: "main",
-    sources: over_tensors!("input_gradient"),
+    source: over_tensors!("input_gradient"),
     bindings: &[
         (0, "geometry"),
         (2, "x"),

@@ -1,7 +1,7 @@
 //! The kernels: one module per shader, under the shader's name.
 //!
-//! A module here names its shader's bindings and says which buffers go where. How work is divided
-//! is decided in `tuning.rs`, what is run for an operation in `plan.rs`.
+//! A module here names its shader's entry points and bindings. How work is divided is decided in
+//! `division.rs`; what is run for an operation, and on which buffers, in `plan.rs`.
 
 pub(crate) mod gradients;
 pub(crate) mod input_gradient;
@@ -12,18 +12,23 @@ pub(crate) mod statistics;
 use crate::division::{Launch, Packing};
 use crate::{Error, Gpu};
 
-/// A shader's text, once for each packing, in the order of [`Packing`]. A shader that does not
-/// depend on the packing has the same text three times.
-type Sources = [&'static str; 3];
+/// A shader's text.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// Over tensors: once for each packing, in the order of [`Packing`].
+    Packed([&'static str; 3]),
+    /// Over vectors, whatever the packing.
+    Plain(&'static str),
+}
 
 /// The text of a shader over tensors: packing, tile, constants and the kernel itself.
 macro_rules! over_tensors {
     ($kernel:literal) => {
-        [
+        $crate::kernels::Source::Packed([
             $crate::kernels::over_tensors!("pack_scalar", $kernel),
             $crate::kernels::over_tensors!("pack_inner", $kernel),
             $crate::kernels::over_tensors!("pack_channels", $kernel),
-        ]
+        ])
     };
     ($packing:literal, $kernel:literal) => {
         concat!(
@@ -66,7 +71,7 @@ pub(crate) struct EntryPoint {
     /// `shader.entry_point`, as it shows in a debugger behind `batch_norm.`.
     pub(crate) label: &'static str,
     pub(crate) name: &'static str,
-    sources: Sources,
+    source: Source,
     /// Binding numbers and the names of the variables in the shader.
     pub(crate) bindings: &'static [(u32, &'static str)],
     /// The values of the override constants.
@@ -88,7 +93,10 @@ impl Variant {
     }
 
     fn source(&self) -> &'static str {
-        self.entry.sources[self.packing as usize]
+        match self.entry.source {
+            Source::Packed(texts) => texts[self.packing as usize],
+            Source::Plain(text) => text,
+        }
     }
 
     /// Compiles the variant. Errors go to the error scopes in force.
@@ -165,8 +173,8 @@ pub fn shader_texts() -> impl Iterator<Item = ShaderText> {
     let packings = [Packing::Scalar, Packing::Inner, Packing::Channels];
     let workgroups = [(1, 256), (32, 8), (3, 64), (1, 8), (8, 1)];
     ENTRY_POINTS.into_iter().flat_map(move |entry| {
-        // The optimizers' shader is the same for every packing, and has no lanes on one column.
-        let over_tensors = entry.sources[0] != entry.sources[1];
+        // A shader over vectors has no packing, and no lanes that share a column.
+        let over_tensors = matches!(entry.source, Source::Packed(_));
         let packings = packings.into_iter().take(if over_tensors { 3 } else { 1 });
         packings.flat_map(move |packing| {
             let workgroups = workgroups
@@ -226,6 +234,14 @@ impl Dispatch {
             "the bindings of {}",
             entry.label
         );
+        let limit = gpu.limits().max_compute_workgroups_per_dimension;
+        if launch.grid[1] > limit {
+            return Err(Error::DeviceLimit {
+                limit: "max_compute_workgroups_per_dimension",
+                needed: launch.grid[1].into(),
+                found: limit.into(),
+            });
+        }
         let pipeline = gpu.pipeline(Variant {
             entry,
             packing,
@@ -270,8 +286,14 @@ mod tests {
     use super::*;
     use crate::division::Geometry;
 
-    fn parsed(entry: &EntryPoint, packing: Packing) -> naga::Module {
-        let source = entry.sources[packing as usize];
+    fn parsed(entry: &'static EntryPoint, packing: Packing) -> naga::Module {
+        let variant = Variant {
+            entry,
+            packing,
+            lanes_x: 2,
+            lanes_y: 4,
+        };
+        let source = variant.source();
         naga::front::wgsl::parse_str(source)
             .unwrap_or_else(|error| panic!("{}", error.emit_to_string(source)))
     }

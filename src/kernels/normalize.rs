@@ -1,14 +1,14 @@
 //! Normalize, scale and shift: `shaders/normalize.wgsl`.
 
-use super::{EntryPoint, Sources, over_tensors, tile_constants};
+use super::{EntryPoint, Source, over_tensors, tile_constants};
 
-const SOURCES: Sources = over_tensors!("normalize");
+const SOURCE: Source = over_tensors!("normalize");
 
 /// With the statistics of the batch.
 pub(crate) const BATCH: EntryPoint = EntryPoint {
     label: "normalize.batch",
     name: "batch",
-    sources: SOURCES,
+    source: SOURCE,
     bindings: &[
         (0, "geometry"),
         (2, "x"),
@@ -24,7 +24,7 @@ pub(crate) const BATCH: EntryPoint = EntryPoint {
 pub(crate) const RUNNING: EntryPoint = EntryPoint {
     label: "normalize.running",
     name: "running",
-    sources: SOURCES,
+    source: SOURCE,
     bindings: &[
         (0, "geometry"),
         (1, "constants"),

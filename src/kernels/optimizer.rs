@@ -1,9 +1,8 @@
 //! Steps of gradient descent: `shaders/optimizer.wgsl`.
 
-use super::{EntryPoint, Sources, Variant, shader};
+use super::{EntryPoint, Source, Variant, shader};
 
-const TEXT: &str = shader!("optimizer");
-const SOURCES: Sources = [TEXT; 3];
+const SOURCE: Source = Source::Plain(shader!("optimizer"));
 const BINDINGS: &[(u32, &str)] = &[
     (0, "settings"),
     (1, "gradient"),
@@ -19,7 +18,7 @@ fn constants(variant: &Variant) -> Vec<(&'static str, f64)> {
 pub(crate) const SGD: EntryPoint = EntryPoint {
     label: "optimizer.sgd",
     name: "sgd",
-    sources: SOURCES,
+    source: SOURCE,
     bindings: BINDINGS,
     constants,
 };
@@ -28,7 +27,7 @@ pub(crate) const SGD: EntryPoint = EntryPoint {
 pub(crate) const RMSPROP: EntryPoint = EntryPoint {
     label: "optimizer.rmsprop",
     name: "rmsprop",
-    sources: SOURCES,
+    source: SOURCE,
     bindings: BINDINGS,
     constants,
 };
@@ -37,7 +36,7 @@ pub(crate) const RMSPROP: EntryPoint = EntryPoint {
 pub(crate) const ADAM: EntryPoint = EntryPoint {
     label: "optimizer.adam",
     name: "adam",
-    sources: SOURCES,
+    source: SOURCE,
     bindings: BINDINGS,
     constants,
 };

@@ -1,14 +1,14 @@
 //! Per-channel statistics: `shaders/statistics.wgsl`.
 
-use super::{EntryPoint, Sources, over_tensors, tile_constants};
+use super::{EntryPoint, Source, over_tensors, tile_constants};
 
-const SOURCES: Sources = over_tensors!("statistics");
+const SOURCE: Source = over_tensors!("statistics");
 
 /// Moments of each column and split.
 pub(crate) const PARTIAL: EntryPoint = EntryPoint {
     label: "statistics.partial",
     name: "partial",
-    sources: SOURCES,
+    source: SOURCE,
     bindings: &[(0, "geometry"), (2, "x"), (3, "partials")],
     constants: tile_constants,
 };
@@ -17,7 +17,7 @@ pub(crate) const PARTIAL: EntryPoint = EntryPoint {
 pub(crate) const MERGE: EntryPoint = EntryPoint {
     label: "statistics.merge",
     name: "merge",
-    sources: SOURCES,
+    source: SOURCE,
     bindings: &[
         (0, "geometry"),
         (1, "constants"),

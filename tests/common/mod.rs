@@ -10,28 +10,33 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, Normal};
 use serde::Deserialize;
-use wgpu_batchnorm::{Gpu, Layout, Mode, Options, RunningVariance, State};
+use wgpu_batchnorm::{Error, Gpu, Layout, Mode, Options, RunningVariance, State, wgpu};
 
 /// An adapter of this machine. Its tests run one after the other: the software adapters use all
 /// cores by themselves.
 #[derive(Clone)]
 pub struct Adapter {
-    pub name: String,
-    gpu: Arc<Mutex<Gpu>>,
+    name: String,
+    /// What wgpu says of it.
+    pub info: wgpu::AdapterInfo,
+    /// The open device, or why it does not open.
+    gpu: Arc<Mutex<Result<Gpu, Error>>>,
 }
 
 impl Adapter {
-    /// Every adapter of this machine that opens.
+    /// Every adapter of this machine.
     pub fn all() -> Vec<Self> {
-        let adapters = pollster::block_on(Gpu::adapters());
-        adapters
-            .iter()
-            .filter_map(|adapter| pollster::block_on(Gpu::from_adapter(adapter)).ok())
-            .map(|gpu| Self {
-                name: gpu.name(),
+        let adapters = Gpu::adapters_blocking();
+        let opened = adapters.iter().map(|adapter| {
+            let gpu = Gpu::from_adapter_blocking(adapter);
+            let info = adapter.get_info();
+            Self {
+                name: format!("{:?}/{}", info.backend, info.name),
                 gpu: Arc::new(Mutex::new(gpu)),
-            })
-            .collect()
+                info,
+            }
+        });
+        opened.collect()
     }
 
     /// A test on this adapter, with the adapter in its name.
@@ -44,7 +49,10 @@ impl Adapter {
         Trial::test(format!("[{}] {name}", self.name), move || {
             // A test that failed leaves nothing behind in the device.
             let gpu = gpu.lock().unwrap_or_else(PoisonError::into_inner);
-            test(&gpu).map_err(|error| Failed::from(error.to_string()))
+            let gpu = gpu
+                .as_ref()
+                .map_err(|error| format!("the adapter does not open: {error}"))?;
+            test(gpu).map_err(|error| Failed::from(error.to_string()))
         })
     }
 }

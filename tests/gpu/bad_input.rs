@@ -41,6 +41,12 @@ fn layer(gpu: &Gpu) -> Outcome {
         BatchNorm::new(gpu, 0, Options::default()),
         Error::ZeroChannels { .. }
     );
+    for channels in [1 << 34, 1 << 40, usize::MAX] {
+        ensure_error!(
+            BatchNorm::new(gpu, channels, Options::default()),
+            Error::TooLarge { .. }
+        );
+    }
 
     let mut layer = BatchNorm::new(gpu, 3, Options::default())?;
     let mut optimizer = Optimizer::new(&layer, Sgd::default())?;
@@ -111,7 +117,7 @@ fn layer(gpu: &Gpu) -> Outcome {
 fn options(gpu: &Gpu) -> Outcome {
     let layer = |options| BatchNorm::new(gpu, 3, options);
     let shape = Shape::new(&[4, 3], Layout::ChannelsFirst)?;
-    for bad in [f64::NAN, f64::INFINITY, -1e-9, 1e300] {
+    for bad in [f64::NAN, f64::INFINITY, -1e-9, 1e300, 1e-40] {
         let options = Options::default().eps(bad);
         ensure_error!(
             Plan::new(gpu, &shape, &options),
@@ -224,7 +230,7 @@ fn options(gpu: &Gpu) -> Outcome {
     )?;
     let mut optimizer = Optimizer::new(&layer, Adam::default())?;
     ensure_error!(
-        optimizer.set_learning_rate(nan),
+        optimizer.set_lr(nan),
         Error::InvalidParameter { name: "lr", .. }
     );
     Ok(())
@@ -371,6 +377,36 @@ fn plan(gpu: &Gpu) -> Outcome {
         }
     );
 
+    // Tensors of one operation must not overlap, also where no dispatch uses both.
+    let overlap = |buffers: ForwardBuffers<'_>, expected: [&str; 2]| -> Outcome {
+        match plan.bind_forward(&buffers) {
+            Err(Error::Overlap { first, second }) if [first, second] == expected => Ok(()),
+            other => Err(format!("{expected:?}: {other:?}").into()),
+        }
+    };
+    let start = written.slice(..channels);
+    overlap(
+        ForwardBuffers {
+            running_var: start,
+            ..good
+        },
+        ["y", "running_var"],
+    )?;
+    overlap(
+        ForwardBuffers {
+            running_mean: good.gamma,
+            ..good
+        },
+        ["running_mean", "gamma"],
+    )?;
+    overlap(
+        ForwardBuffers {
+            running_var: read.slice(..channels),
+            ..good
+        },
+        ["running_var", "x"],
+    )?;
+
     let backward = BackwardBuffers {
         x: good.x,
         dy: read.slice(512..512 + shape.bytes()),
@@ -419,6 +455,16 @@ fn plan(gpu: &Gpu) -> Outcome {
             second: "dbeta"
         }
     );
+
+    for dgamma in [good.gamma, read.slice(..channels)] {
+        ensure_error!(
+            plan.bind_backward(&BackwardBuffers { dgamma, ..backward }),
+            Error::Overlap {
+                first: "dgamma",
+                ..
+            }
+        );
+    }
 
     let inference = InferenceBuffers {
         x: good.x,

@@ -3,8 +3,8 @@
 use libtest_mimic::Trial;
 use ndarray::array;
 use wgpu_batchnorm::{
-    BatchNorm, Error, ForwardBuffers, Gpu, Layout, Optimizer, Options, Plan, Sgd, Shape, Tensor,
-    Tuning, wgpu,
+    BatchNorm, Checked, Error, ForwardBuffers, Gpu, Layout, Mode, Optimizer, Options, Plan, Sgd,
+    Shape, Tensor, Tuning, wgpu,
 };
 
 use crate::common::{Adapter, Outcome, normal};
@@ -36,7 +36,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
 
 /// The adapter of `gpu`, found anew.
 pub fn adapter_of(gpu: &Gpu) -> Result<wgpu::Adapter, Box<dyn std::error::Error>> {
-    let found = pollster::block_on(Gpu::adapters())
+    let found = Gpu::adapters_blocking()
         .into_iter()
         .find(|adapter| adapter.get_info() == *gpu.info());
     Ok(found.ok_or("the adapter is gone")?)
@@ -58,7 +58,7 @@ fn default_limits(gpu: &Gpu) -> Outcome {
         let mut layer = BatchNorm::new(&gpu, 16, Options::default().tuning(tuning))?;
         let x = normal(&[8, 16, 14, 14], 3.0, 1.0, 1);
         let x = Tensor::from_array(&gpu, &x, Layout::ChannelsFirst)?;
-        let mut checked = wgpu_batchnorm::verify::Checked::new(&mut layer);
+        let mut checked = Checked::new(&mut layer);
         checked.forward_blocking(&x)?;
         checked.backward_blocking(&x)?;
     }
@@ -104,8 +104,8 @@ fn small_bindings(gpu: &Gpu) -> Outcome {
             let mut layer = BatchNorm::new(&gpu, shape.channels(), options)?;
             let x = Tensor::from_array(&gpu, &normal(dims, 1e4, 1.0, 1), layout)?;
             let dy = Tensor::from_array(&gpu, &normal(dims, 0.1, 1.0, 2), layout)?;
-            let mut checked = wgpu_batchnorm::verify::Checked::new(&mut layer);
-            let run = |checked: &mut wgpu_batchnorm::verify::Checked<'_>| {
+            let mut checked = Checked::new(&mut layer);
+            let run = |checked: &mut Checked<'_>| {
                 // Twice: nothing of the first run may be left in the second.
                 for _ in 0..2 {
                     checked.forward_blocking(&x)?;
@@ -114,6 +114,8 @@ fn small_bindings(gpu: &Gpu) -> Outcome {
                 Ok::<(), Error>(())
             };
             run(&mut checked).map_err(|error| format!("{layout:?} {dims:?}: {error}"))?;
+            layer.set_mode(Mode::Eval);
+            Checked::new(&mut layer).forward_blocking(&x)?;
         }
     }
     Ok(())
@@ -142,7 +144,7 @@ fn low_limits(gpu: &Gpu) -> Outcome {
     let mut layer = BatchNorm::new(&gpu, 3, Options::default().tuning(Tuning::gpu()))?;
     let x = normal(&[8, 3, 14, 15], 3.0, 1.0, 1);
     let x = Tensor::from_array(&gpu, &x, Layout::ChannelsFirst)?;
-    let mut checked = wgpu_batchnorm::verify::Checked::new(&mut layer);
+    let mut checked = Checked::new(&mut layer);
     checked.forward_blocking(&x)?;
     checked.backward_blocking(&x)?;
     let mut optimizer = Optimizer::new(
@@ -155,8 +157,8 @@ fn low_limits(gpu: &Gpu) -> Outcome {
 
 fn other_device(gpu: &Gpu) -> Outcome {
     let adapter = adapter_of(gpu)?;
-    let gpu = &pollster::block_on(Gpu::from_adapter(&adapter))?;
-    let other = pollster::block_on(Gpu::from_adapter(&adapter))?;
+    let gpu = &Gpu::from_adapter_blocking(&adapter)?;
+    let other = Gpu::from_adapter_blocking(&adapter)?;
     let x = Tensor::from_array(&other, &array![[1.0], [2.0]], Layout::ChannelsFirst)?;
     let mut layer = BatchNorm::new(gpu, 1, Options::default())?;
     let found = layer.forward(&x).err();

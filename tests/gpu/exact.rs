@@ -44,7 +44,7 @@ fn tunings() -> Vec<Tuning> {
     let mut tunings = Vec::new();
     for order in [LaneOrder::SideBySide, LaneOrder::Runs] {
         for lanes in [1, 8, 64, 256] {
-            for packs in [4, 32, 1 << 20] {
+            for packs in [4, 32, 1 << 16] {
                 let mut tuning = Tuning::gpu();
                 tuning.order = order;
                 tuning.lanes = lanes;

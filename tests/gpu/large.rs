@@ -18,10 +18,10 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
         ),
         adapter.trial("tensors of more than 128 MiB, default limits", |gpu| {
             let gpu = open(gpu, wgpu::Limits::default())?;
-            // 132 MiB each: whole images, whole rows, and a plane of 66 MiB by two.
+            // 132 MiB each: cut into whole images, into whole rows, and within a plane.
             tiled(&gpu, &[33, 16, 256, 256], Layout::ChannelsFirst)?;
             tiled(&gpu, &[33, 256, 256, 16], Layout::ChannelsLast)?;
-            tiled(&gpu, &[1, 1, 4224 * 8192 + 1], Layout::ChannelsFirst)
+            tiled(&gpu, &[1, 1, 3 * 11_534_337], Layout::ChannelsFirst)
         }),
         adapter
             .trial("a tensor of more than 1 GiB, the adapter's limits", |gpu| {
@@ -60,7 +60,6 @@ fn many(gpu: &Gpu) -> Outcome {
 /// y and dx in each: the CPU path need only do one.
 fn tiled(gpu: &Gpu, dims: &[usize], layout: Layout) -> Outcome {
     let (axis, count) = match dims {
-        // 4224 · 8192 + 1 = 3 · 11,534,337
         [1, 1, length] => (2, length / 3),
         _ => (0, 1),
     };

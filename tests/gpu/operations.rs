@@ -106,6 +106,12 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
         "momenta of mean and variance are separate",
         separate_momenta,
     ));
+    trials.push(adapter.trial(
+        "poisoned gradients and parameters stay in their channel",
+        poisoned_vectors,
+    ));
+    trials.push(adapter.trial("the learning rate can be changed", learning_rate));
+    trials.push(adapter.trial("a layer takes turns among many shapes", many_shapes));
     trials.push(adapter.trial("self-check passes", |gpu| {
         let report = wgpu_batchnorm::self_check_blocking(gpu);
         ensure!(report.passed(), "{report}");
@@ -237,5 +243,74 @@ fn separate_momenta(gpu: &Gpu) -> Outcome {
     let state = layer.state_blocking()?;
     ensure!(state.running_mean[0] == 1.0, "{state:?}");
     ensure!(state.running_var[0] == 1.0, "{state:?}");
+    Ok(())
+}
+
+/// A NaN in dy, γ or a running statistic reaches its own channel only; the others are checked.
+fn poisoned_vectors(gpu: &Gpu) -> Outcome {
+    let dims = [6, 4, 5];
+    let x = Tensor::from_array(gpu, &normal(&dims, 0.0, 1.0, 1), Layout::ChannelsFirst)?;
+    for poison in [f32::NAN, f32::INFINITY] {
+        let mut dy = normal(&dims, 0.0, 1.0, 2);
+        dy[[3, 2, 1]] = poison;
+        let dy = Tensor::from_array(gpu, &dy, Layout::ChannelsFirst)?;
+        let mut layer = BatchNorm::new(gpu, 4, Options::default())?;
+        let mut checked = Checked::new(&mut layer);
+        checked.forward_blocking(&x)?;
+        checked.backward_blocking(&dy)?;
+        let gradients = layer.gradients_blocking()?;
+        for channel in 0..4 {
+            let finite =
+                gradients.gamma[channel].is_finite() && gradients.beta[channel].is_finite();
+            ensure!(finite == (channel != 2), "{poison} in dy: {gradients:?}");
+        }
+        for set in [
+            (|state, value| state.gamma[2] = value) as fn(&mut State, f32),
+            |state, value| state.beta[2] = value,
+            |state, value| state.running_mean[2] = value,
+            |state, value| state.running_var[2] = value,
+        ] {
+            let mut state = State::new(4);
+            set(&mut state, poison);
+            layer.set_state(&state)?;
+            layer.set_mode(Mode::Train);
+            Checked::new(&mut layer).forward_blocking(&x)?;
+            layer.set_state(&state)?;
+            layer.set_mode(Mode::Eval);
+            Checked::new(&mut layer).forward_blocking(&x)?;
+        }
+    }
+    Ok(())
+}
+
+fn learning_rate(gpu: &Gpu) -> Outcome {
+    let mut layer = BatchNorm::new(gpu, 1, Options::default())?;
+    let x = ndarray::array![[1.0], [3.0]];
+    let x = Tensor::from_array(gpu, &x, Layout::ChannelsFirst)?;
+    layer.forward(&x)?;
+    layer.backward(&x)?; // dβ = 4
+    let mut optimizer = Optimizer::new(&layer, Sgd::default())?;
+    for (lr, expected) in [(0.5, -2.0), (0.0, -2.0), (0.25, -3.0)] {
+        optimizer.set_lr(lr)?;
+        optimizer.step(&mut layer)?;
+        let beta = layer.state_blocking()?.beta[0];
+        ensure!(beta == expected, "{beta} after a step at {lr}");
+    }
+    Ok(())
+}
+
+/// More shapes than a layer keeps plans for, each more than once.
+fn many_shapes(gpu: &Gpu) -> Outcome {
+    let mut layer = BatchNorm::new(gpu, 3, Options::default())?;
+    for round in 0..3 {
+        for batch in 2..20 {
+            let x = normal(&[batch, 3, 7], 0.0, 1.0, 50 * round + batch as u64);
+            let x = Tensor::from_array(gpu, &x, Layout::ChannelsFirst)?;
+            let mut checked = Checked::new(&mut layer);
+            checked.forward_blocking(&x)?;
+            checked.backward_blocking(&x)?;
+        }
+    }
+    ensure!(layer.num_batches_tracked() == 54, "54 batches");
     Ok(())
 }
