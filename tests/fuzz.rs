@@ -1,0 +1,313 @@
+//! Arbitrary calls of the public API, on a device that runs nothing: whatever comes in, nothing
+//! panics, and what fails changes nothing.
+//!
+//! 2,000 random cases a run; `WGPU_BATCHNORM_CASES` asks for another number.
+
+use ndarray::{Array1, ArrayD};
+use proptest::prelude::*;
+use wgpu_batchnorm::{
+    Adam, Algorithm, BackwardBuffers, BatchNorm, ForwardBuffers, Gpu, InferenceBuffers, LaneOrder,
+    Layout, Mode, Optimizer, Options, Plan, RmsProp, RunningVariance, Sgd, Shape, State, Tensor,
+    Tuning, cpu, wgpu,
+};
+
+fn gpu(limits: wgpu::Limits) -> Gpu {
+    let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor {
+        required_limits: limits,
+        ..Default::default()
+    });
+    Gpu::from_device(device, queue).unwrap()
+}
+
+fn config() -> ProptestConfig {
+    let cases = std::env::var("WGPU_BATCHNORM_CASES");
+    ProptestConfig {
+        cases: cases.map_or(2000, |number| number.parse().unwrap()),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+fn layout() -> impl Strategy<Value = Layout> {
+    prop_oneof![Just(Layout::ChannelsFirst), Just(Layout::ChannelsLast)]
+}
+
+/// Sizes from nothing to beyond all memory.
+fn any_size() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        4 => 0..6_usize,
+        2 => 0..70_000_usize,
+        1 => (0..64_u32).prop_map(|power| 1 << power),
+        1 => any::<usize>(),
+    ]
+}
+
+fn small_dims() -> impl Strategy<Value = Vec<usize>> {
+    prop::collection::vec(0..5_usize, 0..5)
+}
+
+fn number() -> impl Strategy<Value = f64> {
+    prop_oneof![
+        4 => 0.0..1.0,
+        1 => any::<f64>(),
+        1 => prop::sample::select(vec![0.0, 1.0, -1.0, f64::NAN, f64::INFINITY, 1e-320]),
+    ]
+}
+
+fn tuning() -> impl Strategy<Value = Tuning> {
+    let order = prop_oneof![Just(LaneOrder::SideBySide), Just(LaneOrder::Runs)];
+    let lanes = prop_oneof![any::<u32>(), (0..12_u32).prop_map(|power| 1 << power)];
+    let count = || prop_oneof![4 => 1..300_u32, 1 => any::<u32>()];
+    (lanes, count(), order, count(), count(), count(), count()).prop_map(
+        |(lanes, across, order, workgroups, min, max, map)| {
+            let mut tuning = Tuning::gpu();
+            tuning.lanes = lanes;
+            tuning.lanes_across = across;
+            tuning.order = order;
+            tuning.reduction_workgroups = workgroups;
+            tuning.reduction_packs_min = min;
+            tuning.reduction_packs_max = max;
+            tuning.map_packs = map;
+            tuning
+        },
+    )
+}
+
+fn options() -> impl Strategy<Value = Options> {
+    let variance = prop_oneof![
+        Just(RunningVariance::Unbiased),
+        Just(RunningVariance::Population)
+    ];
+    let tuning = prop_oneof![3 => Just(None), 1 => tuning().prop_map(Some)];
+    (number(), number(), number(), variance, tuning).prop_map(|(eps, mean, var, kind, tuning)| {
+        let options = Options::default()
+            .eps(eps)
+            .momentum_mean(mean)
+            .momentum_var(var)
+            .running_variance(kind);
+        match tuning {
+            Some(tuning) => options.tuning(tuning),
+            None => options,
+        }
+    })
+}
+
+fn algorithm() -> impl Strategy<Value = Algorithm> {
+    let numbers = [number(), number(), number(), number()];
+    (0..3, numbers, any::<bool>()).prop_map(|(kind, [lr, a, b, c], flag)| match kind {
+        0 => Sgd {
+            lr,
+            momentum: a,
+            dampening: b,
+            weight_decay: c,
+            nesterov: flag,
+        }
+        .into(),
+        1 => RmsProp {
+            lr,
+            alpha: a,
+            eps: b,
+            weight_decay: c,
+            momentum: 0.5,
+            centered: flag,
+        }
+        .into(),
+        _ => Adam {
+            lr,
+            betas: [a, b],
+            eps: c,
+            weight_decay: 0.0,
+            amsgrad: flag,
+        }
+        .into(),
+    })
+}
+
+/// A call of a layer.
+#[derive(Clone, Debug)]
+enum Call {
+    Forward(Vec<usize>, Layout),
+    Backward(Vec<usize>, Layout),
+    Step,
+    SetMode(Mode),
+    SetState([usize; 4]),
+    SetLr(f64),
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let length = || 0..6_usize;
+    prop_oneof![
+        4 => (small_dims(), layout()).prop_map(|(dims, layout)| Call::Forward(dims, layout)),
+        3 => (small_dims(), layout()).prop_map(|(dims, layout)| Call::Backward(dims, layout)),
+        1 => Just(Call::Step),
+        1 => prop_oneof![Just(Mode::Train), Just(Mode::Eval)].prop_map(Call::SetMode),
+        1 => [length(), length(), length(), length()].prop_map(Call::SetState),
+        1 => number().prop_map(Call::SetLr),
+    ]
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn shapes_and_plans_of_any_size(
+        dims in prop::collection::vec(any_size(), 0..6),
+        layout in layout(),
+        options in options(),
+        binding in prop_oneof![Just(4096_u64), Just(65_536), Just(128 << 20)],
+    ) {
+        let gpu = gpu(wgpu::Limits {
+            max_storage_buffer_binding_size: binding,
+            ..wgpu::Limits::default()
+        });
+        if let Ok(shape) = Shape::new(&dims, layout) {
+            prop_assert_eq!(shape.is_empty(), dims.contains(&0));
+            // On a noop device memory is the host's: leave alone what would fill it.
+            if shape.channels() < 1 << 20 {
+                let _ = Plan::new(&gpu, &shape, &options);
+                let _ = BatchNorm::new(&gpu, shape.channels(), options);
+            }
+            if shape.bytes() < 1 << 20 || shape.bytes() > gpu.limits().max_buffer_size {
+                let _ = Tensor::zeros(&gpu, &shape);
+            }
+        }
+    }
+
+    #[test]
+    fn layers_take_any_calls(
+        channels in 0..5_usize,
+        options in options(),
+        algorithm in algorithm(),
+        calls in prop::collection::vec(call(), 0..12),
+    ) {
+        let gpu = gpu(wgpu::Limits::default());
+        let layer = BatchNorm::new(&gpu, channels, options.clone());
+        let twin = cpu::BatchNorm::new(channels, options);
+        // The CPU path takes the same, but for the division of work.
+        prop_assert!(twin.is_ok() || layer.is_err());
+        let (Ok(mut layer), Ok(mut twin)) = (layer, twin) else {
+            return Ok(());
+        };
+        let optimizer = Optimizer::new(&layer, algorithm.clone());
+        let twin_optimizer = cpu::Optimizer::new(&twin, algorithm);
+        prop_assert_eq!(optimizer.is_ok(), twin_optimizer.is_ok());
+        let (Ok(mut optimizer), Ok(mut twin_optimizer)) = (optimizer, twin_optimizer) else {
+            return Ok(());
+        };
+        for call in calls {
+            let before = layer.num_batches_tracked();
+            let array = |dims: &[usize]| ArrayD::<f32>::zeros(dims);
+            let results = match call.clone() {
+                Call::Forward(dims, layout) => (
+                    Tensor::from_array(&gpu, &array(&dims), layout)
+                        .and_then(|x| layer.forward(&x))
+                        .map(drop),
+                    twin.forward(&array(&dims), layout).map(drop),
+                ),
+                Call::Backward(dims, layout) => {
+                    let result = Tensor::from_array(&gpu, &array(&dims), layout)
+                        .and_then(|dy| layer.backward(&dy))
+                        .map(drop);
+                    // The twin takes its layout from the forward pass.
+                    let other_layout = matches!(
+                        result,
+                        Err(wgpu_batchnorm::Error::LayoutMismatch { .. })
+                    );
+                    let twin = match other_layout {
+                        true => result.clone(),
+                        false => twin.backward(&array(&dims)).map(drop),
+                    };
+                    (result, twin)
+                }
+                Call::Step => (
+                    optimizer.step(&mut layer),
+                    twin_optimizer.step(&mut twin),
+                ),
+                Call::SetMode(mode) => {
+                    layer.set_mode(mode);
+                    twin.set_mode(mode);
+                    (Ok(()), Ok(()))
+                }
+                Call::SetState(lengths) => {
+                    let [gamma, beta, running_mean, running_var] = lengths.map(Array1::zeros);
+                    let state = State {
+                        gamma,
+                        beta,
+                        running_mean,
+                        running_var,
+                        num_batches_tracked: u64::MAX,
+                    };
+                    (layer.set_state(&state), twin.set_state(&state))
+                }
+                Call::SetLr(lr) => (optimizer.set_lr(lr), twin_optimizer.set_lr(lr)),
+            };
+            // Both paths refuse the same.
+            prop_assert_eq!(results.0.is_ok(), results.1.is_ok(), "{:?}: {:?}", call, results);
+            prop_assert_eq!(layer.num_batches_tracked(), twin.state().num_batches_tracked);
+            if results.0.is_err() {
+                prop_assert_eq!(layer.num_batches_tracked(), before);
+            }
+        }
+    }
+
+    #[test]
+    fn plans_take_any_ranges(
+        dims in small_dims(),
+        layout in layout(),
+        ranges in prop::collection::vec((0..3_usize, 0..20_u64, 0..200_u64), 7),
+    ) {
+        let gpu = gpu(wgpu::Limits::default());
+        let Ok(shape) = Shape::new(&dims, layout) else {
+            return Ok(());
+        };
+        let plan = Plan::new(&gpu, &shape, &Options::default()).unwrap();
+        let buffer = |usage| {
+            gpu.device().create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: 8192,
+                usage,
+                mapped_at_creation: false,
+            })
+        };
+        let storage = wgpu::BufferUsages::STORAGE;
+        let buffers = [buffer(storage), buffer(storage), buffer(wgpu::BufferUsages::COPY_DST)];
+        // Mostly ranges that would do: aligned, and of a size that something here has.
+        let sizes = [
+            shape.bytes(),
+            4 * shape.channels() as u64,
+            plan.saved_bytes(),
+        ];
+        let range = |index: usize| {
+            let (buffer, offset, size) = ranges[index];
+            let offset = if offset < 16 { 256 * offset } else { 4 * offset };
+            let size = sizes.get(size as usize % 8).copied().unwrap_or(size).max(4);
+            buffers[buffer].slice(offset..offset + size)
+        };
+        let _ = plan.bind_forward(&ForwardBuffers {
+            x: range(0),
+            gamma: range(1),
+            beta: range(2),
+            y: range(3),
+            running_mean: range(4),
+            running_var: range(5),
+            saved: range(6),
+        });
+        let _ = plan.bind_inference(&InferenceBuffers {
+            x: range(0),
+            gamma: range(1),
+            beta: range(2),
+            running_mean: range(4),
+            running_var: range(5),
+            y: range(3),
+        });
+        let _ = plan.bind_backward(&BackwardBuffers {
+            x: range(0),
+            dy: range(1),
+            gamma: range(2),
+            saved: range(6),
+            dx: range(3),
+            dgamma: range(4),
+            dbeta: range(5),
+        });
+    }
+}
