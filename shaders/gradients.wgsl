@@ -102,10 +102,18 @@ fn merge(
 
     // Load the partials, lane by lane.
     var sums = Sums();
-    for (var split = tile.lane; split < geometry.length; split += LANES_Y) {
-        let at = (2u + 2u * split) * geometry.all_columns + tile.column;
-        sums.dy += partials[at];
-        sums.product += partials[at + geometry.all_columns];
+    var split = tile.lane;
+    while split < geometry.length {
+        // In groups, for short chains of additions.
+        var group = Sums();
+        for (var part = 0u; part < 8u && split < geometry.length; part += 1u) {
+            let at = (2u + 2u * split) * geometry.all_columns + tile.column;
+            group.dy += partials[at];
+            group.product += partials[at + geometry.all_columns];
+            split += LANES_Y;
+        }
+        sums.dy += group.dy;
+        sums.product += group.product;
     }
 
     // Reduce over the lanes.

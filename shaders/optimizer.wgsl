@@ -57,7 +57,9 @@ fn sgd(
         return;
     }
     let g = decayed_gradient(i);
-    let velocity = settings.momentum * state[i] + settings.gradient_weight * g;
+    // Without momentum the past has no part in it, not even one that is no number.
+    let past = select(0.0, settings.momentum * state[i], settings.momentum > 0.0);
+    let velocity = past + settings.gradient_weight * g;
     state[i] = velocity;
     let direction = select(velocity, g + settings.momentum * velocity, settings.variant == 1u);
     parameter[i] -= settings.learning_rate * direction;

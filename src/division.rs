@@ -4,7 +4,7 @@
 //! result is the same, bit for bit, from run to run. `shaders/lib/tile.wgsl` is the other side.
 
 use crate::tuning::LaneOrder;
-use crate::{Tuning, View};
+use crate::{Error, Tuning, View};
 
 /// What one invocation loads at once. Each has a file `shaders/lib/pack_*.wgsl`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -190,6 +190,19 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
+    /// Fails if the grid is longer than the device allows, even folded.
+    pub(crate) fn check(&self, limits: &wgpu::Limits) -> Result<(), Error> {
+        let found = limits.max_compute_workgroups_per_dimension;
+        if self.grid[1] <= found {
+            return Ok(());
+        }
+        Err(Error::DeviceLimit {
+            limit: "max_compute_workgroups_per_dimension",
+            needed: self.grid[1].into(),
+            found: found.into(),
+        })
+    }
+
     /// One invocation for each of `length` values.
     pub(crate) fn flat(length: u64, limits: &wgpu::Limits) -> Self {
         let lanes = Tuning::gpu().within(limits).lanes.min(64);
@@ -204,8 +217,6 @@ impl Launch {
 /// A dispatch over a slice: its size, and the numbers that the shader needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Division {
-    /// Its number among all divisions of its tensor.
-    pub(crate) index: u64,
     pub(crate) launch: Launch,
     pub(crate) geometry: Geometry,
 }
@@ -265,26 +276,15 @@ impl Divisions {
                 0,
             ));
         }
-        let mut divisions = Self {
+        Self {
             slices,
             reductions,
             merge: Division::merge(tensor.columns as u32, first_split, tuning, limits),
             maps,
-        };
-        let Self {
-            reductions,
-            merge,
-            maps,
-            ..
-        } = &mut divisions;
-        let all = reductions.iter_mut().chain([merge]).chain(maps);
-        for (index, division) in (0..).zip(all) {
-            division.index = index;
         }
-        divisions
     }
 
-    /// All divisions, in the order of their indices.
+    /// All divisions: reductions, merge, maps.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Division> {
         let Self {
             reductions,
@@ -328,7 +328,6 @@ impl Division {
         let lanes_y = power_of_two_up_to(length.div_ceil(4).min(tuning.lanes).min(32).into());
         let lanes_x = columns.min((tuning.lanes.min(64) / lanes_y).max(1));
         Self {
-            index: 0,
             launch: Launch {
                 lanes_x,
                 lanes_y,
@@ -364,7 +363,6 @@ impl Division {
         let step_in_tensor = step / block.plane * block.columns * block.plane + step_in_plane;
         let tiles = block.columns.div_ceil(lanes_x);
         Self {
-            index: 0,
             launch: Launch {
                 lanes_x: lanes_x as u32,
                 lanes_y: lanes_y as u32,
@@ -609,9 +607,7 @@ mod tests {
 
     /// The last lane of the last split, in u32 that panics on overflow and in u64.
     fn last_lane_is_in_range(block: Block, division: &Division) {
-        let Division {
-            launch, geometry, ..
-        } = *division;
+        let Division { launch, geometry } = *division;
         let g = geometry;
         assert_eq!(u64::from(g.columns), block.columns);
         assert_eq!(u64::from(g.length), block.length());

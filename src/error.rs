@@ -4,7 +4,8 @@ use crate::verify::Mismatch;
 
 /// Every error of this crate.
 ///
-/// Mistakes of a caller are found before any GPU call and leave all state as it was.
+/// Mistakes of a caller are found before any work is given to the GPU, and leave all state as it
+/// was.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -137,12 +138,12 @@ pub enum Error {
         input: &'static str,
     },
     /// An output of an operation overlaps another of its tensors.
-    #[error("{first} is written, but its buffer range overlaps that of {second}")]
+    #[error("{output} is written, but its buffer range overlaps that of {other}")]
     Overlap {
-        /// An output.
-        first: &'static str,
+        /// The tensor that is written.
+        output: &'static str,
         /// The tensor that it overlaps.
-        second: &'static str,
+        other: &'static str,
     },
     /// A tensor lives on another device than the object it was given to.
     #[error("{tensor} lives on another device ({found}) than the one in use ({expected})")]

@@ -1,6 +1,8 @@
 //! The device: opening it, the pipelines compiled on it, and reading back from it.
 
 use std::collections::HashMap;
+#[cfg(not(target_arch = "wasm32"))]
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_intrusive::channel::shared::oneshot_channel;
@@ -200,55 +202,51 @@ impl Gpu {
 
     /// A buffer for a tensor or vector, filled with `values`.
     pub(crate) fn upload(&self, label: &str, values: &[f32]) -> Result<wgpu::Buffer, Error> {
-        check_size(
-            label,
-            size_of_val(values) as u64,
-            self.limits().max_buffer_size,
-        )?;
-        self.buffer_with(label, bytemuck::cast_slice(values), STORAGE)
-    }
-
-    /// A buffer for a tensor, zero at first. Never empty, even for 0 bytes.
-    pub(crate) fn tensor(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, Error> {
+        let bytes = size_of_val(values) as u64;
         check_size(label, bytes, self.limits().max_buffer_size)?;
-        self.caught(|| self.buffer(label, bytes, STORAGE))
+        self.buffer(label, bytes, STORAGE, bytemuck::cast_slice(values))
     }
 
-    /// A buffer for vectors with a value per channel, zero at first, to be bound as a whole.
-    pub(crate) fn vectors(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, Error> {
+    /// A buffer for a tensor, of zeros.
+    pub(crate) fn tensor_buffer(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, Error> {
+        check_size(label, bytes, self.limits().max_buffer_size)?;
+        self.buffer(label, bytes, STORAGE, &[])
+    }
+
+    /// A buffer for vectors with a value per channel, of zeros, to be bound as a whole.
+    pub(crate) fn vector_buffer(&self, label: &str, bytes: u64) -> Result<wgpu::Buffer, Error> {
         let limits = self.limits();
         let limit = limits
             .max_buffer_size
             .min(limits.max_storage_buffer_binding_size);
         check_size(label, bytes, limit)?;
-        self.caught(|| self.buffer(label, bytes, STORAGE))
+        self.buffer(label, bytes, STORAGE, &[])
     }
 
     /// A uniform buffer with these bytes.
-    pub(crate) fn uniform(&self, label: &str, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
+    pub(crate) fn uniform_buffer(&self, label: &str, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        self.buffer_with(label, bytes, usage)
+        self.buffer(label, bytes.len() as u64, usage, bytes)
     }
 
-    fn buffer_with(
+    /// A buffer that starts with these bytes and goes on with zeros. Never empty, even for 0 bytes.
+    fn buffer(
         &self,
         label: &str,
-        bytes: &[u8],
+        size: u64,
         usage: wgpu::BufferUsages,
+        contents: &[u8],
     ) -> Result<wgpu::Buffer, Error> {
         self.caught(|| {
-            let buffer = self.buffer(label, bytes.len() as u64, usage);
-            self.queue().write_buffer(&buffer, 0, bytes);
+            let buffer = self.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size: size.max(4),
+                usage,
+                mapped_at_creation: false,
+            });
+            // Also of nothing: it shows whether the buffer is one. See `check_alive`.
+            self.queue().write_buffer(&buffer, 0, contents);
             buffer
-        })
-    }
-
-    fn buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {
-        self.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
-            size: bytes.max(4),
-            usage,
-            mapped_at_creation: false,
         })
     }
 
@@ -257,13 +255,13 @@ impl Gpu {
         &self,
         record: impl FnOnce(&mut wgpu::CommandEncoder),
     ) -> Result<(), Error> {
-        // A lost device takes work without a word and does none of it.
-        self.check_alive()?;
         self.caught(|| {
             let mut encoder = self.device().create_command_encoder(&Default::default());
             record(&mut encoder);
             self.queue().submit([encoder.finish()]);
-        })
+        })?;
+        // A lost device takes work without a word and does none of it.
+        self.check_alive()
     }
 
     /// Runs calls to wgpu and turns what it would report as an uncaptured error into ours.
@@ -308,14 +306,20 @@ impl Gpu {
     /// Fails if the device is lost or destroyed.
     ///
     /// wgpu tells of a loss by a callback of the device, which belongs to whoever opened it. But a
-    /// lost device makes only invalid buffers: so we see whether a new one can be written.
+    /// lost device makes only invalid buffers: so we see whether a new one can be written, be it
+    /// with nothing.
     pub(crate) fn check_alive(&self) -> Result<(), Error> {
         if cfg!(target_arch = "wasm32") {
             return Ok(());
         }
         let ((), error) = self.scoped(|| {
-            let buffer = self.buffer("batch_norm.probe", 4, wgpu::BufferUsages::COPY_DST);
-            self.queue().write_buffer(&buffer, 0, &[0; 4]);
+            let probe = self.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some("batch_norm.probe"),
+                size: 4,
+                usage: wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            });
+            self.queue().write_buffer(&probe, 0, &[]);
         });
         match error {
             Some(wgpu::Error::Validation { .. }) => Err(Error::DeviceLost),
@@ -325,26 +329,28 @@ impl Gpu {
 
     /// Reads a range of a buffer that has the usage `COPY_SRC`, after all work submitted so far.
     pub(crate) async fn download(&self, range: wgpu::BufferSlice<'_>) -> Result<Vec<f32>, Error> {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let size = range.size();
+        let staging = self.caught(|| {
+            self.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some("batch_norm.readback"),
+                size,
+                usage,
+                mapped_at_creation: false,
+            })
+        })?;
+        self.submit(|encoder| {
+            let (buffer, offset) = (range.buffer(), range.offset());
+            encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, Some(size));
+        })?;
         let (sender, receiver) = oneshot_channel();
         let sender = Arc::new(sender);
         let on_mapped = Arc::clone(&sender);
-        let staging = self.caught(|| {
-            let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-            let staging = self.buffer("batch_norm.readback", range.size(), usage);
-            let mut encoder = self.device().create_command_encoder(&Default::default());
-            encoder.copy_buffer_to_buffer(
-                range.buffer(),
-                range.offset(),
-                &staging,
-                0,
-                Some(range.size()),
-            );
-            self.queue().submit([encoder.finish()]);
+        self.caught(|| {
             staging.map_async(wgpu::MapMode::Read, .., move |result| {
                 // The receiver is gone if the caller dropped this future: nobody wants to know.
                 let _ = on_mapped.send(result.map_err(|error| error.to_string()));
             });
-            staging
         })?;
         // A browser polls by itself. Elsewhere someone must, and the caller's thread may not be
         // blocked by an `await`.
@@ -352,9 +358,15 @@ impl Gpu {
         {
             let device = self.device().clone();
             let poll = move || {
-                if let Err(error) = device.poll(wgpu::PollType::wait_indefinitely()) {
-                    let _ = sender.send(Err(error.to_string()));
-                }
+                // wgpu panics where a device is lost while it waits: that must not leave the
+                // caller waiting.
+                let wait = || device.poll(wgpu::PollType::wait_indefinitely());
+                let failure = match std::panic::catch_unwind(AssertUnwindSafe(wait)) {
+                    Ok(Ok(_)) => return,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "the device was lost while it worked".to_owned(),
+                };
+                let _ = sender.send(Err(failure));
             };
             std::thread::Builder::new()
                 .name("batch_norm.readback".to_owned())

@@ -139,7 +139,7 @@ impl BatchNorm {
         options.validate()?;
         let shape = Shape::new(&[1, channels], crate::Layout::ChannelsFirst)?;
         // The largest buffer first: what does not fit is found before anything is filled.
-        let saved = gpu.vectors("batch_norm.saved", SAVED_ROWS * shape.bytes())?;
+        let saved = gpu.vector_buffer("batch_norm.saved", SAVED_ROWS * shape.bytes())?;
         let constant = |name: &str, value| {
             gpu.upload(
                 &format!("batch_norm.{name}"),
@@ -206,8 +206,8 @@ impl BatchNorm {
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`] for other channels, [`Error::EmptyBatch`] or
-    /// [`Error::OneValuePerChannel`] in training, [`Error::OtherDevice`], and those of
-    /// [`Plan::new`]. The layer is then as it was.
+    /// [`Error::OneValuePerChannel`] in training, [`Error::OtherDevice`], [`Error::DeviceLost`], and
+    /// those of [`Plan::new`]. The layer is then as it was.
     pub fn forward(&mut self, x: &Tensor) -> Result<Tensor, Error> {
         match self.mode {
             Mode::Train => self.forward_training(x),
@@ -260,13 +260,16 @@ impl BatchNorm {
     /// pass, which must have been in training, and returns the gradient with respect to its input.
     ///
     /// The gradients of γ and β replace those of the pass before; see [`BatchNorm::gradients`].
+    /// γ enters as it is now, so change it (by an optimizer's step, say) after the backward pass,
+    /// not before.
     ///
     /// # Accuracy
     /// As [`Plan::bind_backward`].
     ///
     /// # Errors
     /// [`Error::NoForward`] if the last forward pass was not in training; [`Error::ShapeMismatch`] or
-    /// [`Error::LayoutMismatch`] if `dy` is not like that pass's input; [`Error::OtherDevice`].
+    /// [`Error::LayoutMismatch`] if `dy` is not like that pass's input; [`Error::OtherDevice`];
+    /// [`Error::DeviceLost`].
     /// The layer is then as it was.
     pub fn backward(&mut self, dy: &Tensor) -> Result<Tensor, Error> {
         let x = self.last_input.clone().ok_or(Error::NoForward)?;
@@ -321,7 +324,6 @@ impl BatchNorm {
     /// layer is then as it was.
     pub fn set_state(&mut self, state: &State) -> Result<(), Error> {
         state.check(self.channels)?;
-        self.gpu.check_alive()?;
         self.gpu.caught(|| {
             for (buffer, values) in [
                 (&self.gamma, &state.gamma),
@@ -334,6 +336,7 @@ impl BatchNorm {
                 self.gpu.queue().write_buffer(buffer, 0, bytes);
             }
         })?;
+        self.gpu.check_alive()?;
         self.num_batches_tracked = state.num_batches_tracked;
         Ok(())
     }

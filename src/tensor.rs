@@ -69,7 +69,7 @@ impl Tensor {
     pub fn zeros(gpu: &Gpu, shape: &Shape) -> Result<Self, Error> {
         Ok(Self {
             gpu: gpu.clone(),
-            buffer: gpu.tensor("batch_norm.tensor", shape.bytes())?,
+            buffer: gpu.tensor_buffer("batch_norm.tensor", shape.bytes())?,
             offset: 0,
             shape: shape.clone(),
         })

@@ -101,6 +101,8 @@ impl Comparison {
         };
         for (index, (&gpu, cpu)) in gpu.into_iter().zip(cpu).enumerate() {
             let gpu = f64::from(gpu);
+            #[cfg(test)]
+            let gpu = gpu + tests::corruption(tensor, index);
             let allowed = allowed(index);
             let excess = match (gpu.is_finite(), (cpu as f32).is_finite()) {
                 (true, true) if gpu == cpu => 0.0,
@@ -666,7 +668,69 @@ pub use blocking::self_check_blocking;
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    thread_local! {
+        /// What is added to one value of one tensor when it is compared.
+        static CORRUPTION: Cell<(&'static str, usize, f64)> = const { Cell::new(("", 0, 0.0)) };
+    }
+
+    pub(super) fn corruption(tensor: &str, index: usize) -> f64 {
+        let (corrupted, at, amount) = CORRUPTION.get();
+        if (corrupted, at) == (tensor, index) {
+            amount
+        } else {
+            0.0
+        }
+    }
+
+    /// A training step with an optimizer, checked.
+    fn checked_step(gpu: &Gpu) -> Result<(), Error> {
+        let mut noise = Noise(1);
+        let mut array = || ArrayD::from_shape_simple_fn(vec![8, 3, 25], || noise.next());
+        let x = Tensor::from_array(gpu, &array(), Layout::ChannelsFirst)?;
+        let dy = Tensor::from_array(gpu, &array(), Layout::ChannelsFirst)?;
+        let mut layer = BatchNorm::new(gpu, 3, Options::default())?;
+        let mut optimizer = Optimizer::new(&layer, Adam::default())?;
+        let mut checked = Checked::new(&mut layer);
+        checked.forward_blocking(&x)?;
+        checked.backward_blocking(&dy)?;
+        checked.step_blocking(&mut optimizer)
+    }
+
+    /// A small error in any value of any tensor is caught, by its tensor and index.
+    #[test]
+    fn corrupted_results_are_caught() {
+        let gpu = Gpu::open_blocking().unwrap();
+        checked_step(&gpu).unwrap();
+        // All are of the order of 1, but for dγ and dβ, which sum 200 values.
+        for (tensor, length, amount) in [
+            ("y", 600, 1e-5),
+            ("dx", 600, 1e-4),
+            ("running_mean", 3, 1e-5),
+            ("running_var", 3, 1e-5),
+            ("dgamma", 3, 1e-3),
+            ("dbeta", 3, 1e-3),
+            ("gamma", 3, 1e-5),
+            ("beta", 3, 1e-5),
+        ] {
+            for index in [0, length / 2, length - 1] {
+                for amount in [amount, -amount, f64::NAN] {
+                    CORRUPTION.set((tensor, index, amount));
+                    let found = checked_step(&gpu);
+                    CORRUPTION.set(("", 0, 0.0));
+                    match found {
+                        Err(Error::Mismatch(found)) => {
+                            assert_eq!((found.tensor, found.index), (tensor, index));
+                        }
+                        other => panic!("{amount:e} in {tensor}[{index}]: {other:?}"),
+                    }
+                }
+            }
+        }
+    }
 
     const VIEW: View = View {
         outer: 2,

@@ -234,14 +234,6 @@ impl Dispatch {
             "the bindings of {}",
             entry.label
         );
-        let limit = gpu.limits().max_compute_workgroups_per_dimension;
-        if launch.grid[1] > limit {
-            return Err(Error::DeviceLimit {
-                limit: "max_compute_workgroups_per_dimension",
-                needed: launch.grid[1].into(),
-                found: limit.into(),
-            });
-        }
         let pipeline = gpu.pipeline(Variant {
             entry,
             packing,

@@ -57,14 +57,19 @@ fn contract(gpu: &Gpu, x: &ArrayD<f32>, layout: Layout, tuning: &Tuning, y_bound
     Ok(())
 }
 
+fn offsets_and_deviations() -> impl Iterator<Item = (f64, f64)> {
+    let deviations = [1e-2, 1.0, 1e3];
+    OFFSETS
+        .into_iter()
+        .flat_map(move |offset| deviations.map(|sigma| (offset, sigma)))
+}
+
 fn offsets(gpu: &Gpu, tuning: &Tuning) -> Outcome {
     for &(dims, layout) in SHAPES {
-        for sigma in [1e-2, 1.0, 1e3] {
-            for offset in OFFSETS {
-                let x = normal(dims, offset, sigma, 5);
-                contract(gpu, &x, layout, tuning, 1e-6)
-                    .map_err(|error| format!("{dims:?}, {offset:e} ± {sigma:e}: {error}"))?;
-            }
+        for (offset, sigma) in offsets_and_deviations() {
+            let x = normal(dims, offset, sigma, 5);
+            contract(gpu, &x, layout, tuning, 1e-6)
+                .map_err(|error| format!("{dims:?}, {offset:e} ± {sigma:e}: {error}"))?;
         }
     }
     Ok(())
@@ -93,38 +98,44 @@ fn padding(gpu: &Gpu, tuning: &Tuning) -> Outcome {
         ([8, 112, 112, 3], [1, 2], Layout::ChannelsLast),
         ([8, 16, 16, 4], [1, 2], Layout::ChannelsLast),
     ] {
-        for offset in OFFSETS {
-            let mut x = normal(&dims, offset, 1.0, 7);
+        for (offset, sigma) in offsets_and_deviations() {
+            let mut x = normal(&dims, offset, sigma, 7);
             for axis in axes.map(Axis) {
                 x.slice_axis_mut(axis, Slice::from(..1)).fill(0.0);
                 x.slice_axis_mut(axis, Slice::from(-1..)).fill(0.0);
             }
             contract(gpu, &x, layout, tuning, 1e-6)
-                .map_err(|error| format!("{dims:?}, {offset:e}: {error}"))?;
+                .map_err(|error| format!("{dims:?}, {offset:e} ± {sigma:e}: {error}"))?;
         }
     }
     Ok(())
 }
 
-/// One value of every channel 10⁴ standard deviations off: the first, a middle one or the last.
+/// One value of every channel 10⁴ standard deviations off, to either side: the first, a middle one
+/// or the last; and, with some offsets, where the pivot is looked for in rows.
 fn outliers(gpu: &Gpu, tuning: &Tuning) -> Outcome {
     for &(dims, layout) in SHAPES {
         let axis = match layout {
             Layout::ChannelsFirst => Axis(1),
             Layout::ChannelsLast => Axis(3),
         };
-        for offset in OFFSETS {
-            for place in [0.0, 0.5, 1.0] {
-                let mut x = normal(dims, offset, 1.0, 8);
-                for mut channel in x.axis_iter_mut(axis) {
-                    let index = ((channel.len() - 1) as f64 * place) as usize;
-                    if let Some(value) = channel.iter_mut().nth(index) {
-                        *value = (offset + 1e4) as f32;
-                    }
+        let ends = offsets_and_deviations()
+            .flat_map(|(offset, sigma)| [0.0, 0.5, 1.0].map(|place| (offset, sigma, place)));
+        let probes = [1e3, 1e5, 1e7].into_iter().flat_map(|offset| {
+            (0..9).map(move |probe| (offset, 1.0, f64::from(2 * probe + 1) / 18.0))
+        });
+        for (case, (offset, sigma, place)) in ends.chain(probes).enumerate() {
+            let mut x = normal(dims, offset, sigma, 8);
+            let side = if case % 2 == 0 { 1e4 } else { -1e4 };
+            for mut channel in x.axis_iter_mut(axis) {
+                let index = ((channel.len() - 1) as f64 * place).round() as usize;
+                if let Some(value) = channel.iter_mut().nth(index) {
+                    *value = (offset + side * sigma) as f32;
                 }
-                contract(gpu, &x, layout, tuning, 4e-6)
-                    .map_err(|error| format!("{dims:?}, {offset:e}, at {place}: {error}"))?;
             }
+            contract(gpu, &x, layout, tuning, 4e-6).map_err(|error| {
+                format!("{dims:?}, {offset:e} ± {sigma:e}, at {place}: {error}")
+            })?;
         }
     }
     Ok(())

@@ -372,15 +372,15 @@ fn plan(gpu: &Gpu) -> Outcome {
             ..good
         }),
         Error::Overlap {
-            first: "running_mean",
-            second: "running_var"
+            output: "running_mean",
+            other: "running_var"
         }
     );
 
     // Tensors of one operation must not overlap, also where no dispatch uses both.
     let overlap = |buffers: ForwardBuffers<'_>, expected: [&str; 2]| -> Outcome {
         match plan.bind_forward(&buffers) {
-            Err(Error::Overlap { first, second }) if [first, second] == expected => Ok(()),
+            Err(Error::Overlap { output, other }) if [output, other] == expected => Ok(()),
             other => Err(format!("{expected:?}: {other:?}").into()),
         }
     };
@@ -451,8 +451,8 @@ fn plan(gpu: &Gpu) -> Outcome {
             ..backward
         }),
         Error::Overlap {
-            first: "dgamma",
-            second: "dbeta"
+            output: "dgamma",
+            other: "dbeta"
         }
     );
 
@@ -460,7 +460,7 @@ fn plan(gpu: &Gpu) -> Outcome {
         ensure_error!(
             plan.bind_backward(&BackwardBuffers { dgamma, ..backward }),
             Error::Overlap {
-                first: "dgamma",
+                output: "dgamma",
                 ..
             }
         );
