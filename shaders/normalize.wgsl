@@ -78,10 +78,13 @@ fn running(
 ) {
     let tile = tile(workgroup, grid, local);
     let column = tile.column;
+    // An infinite running variance is the caller's word, and makes y = beta.
+    let variance = running_var[column];
+    let inv_std = select(inv_std_of(variance), PerChannel(), variance > PerChannel(3.4e38));
     normalize(tile, Coefficients(
         running_mean[column],
         PerChannel(),
-        inv_std_of(running_var[column]) * gamma[column],
+        inv_std * gamma[column],
         beta[column],
     ));
 }

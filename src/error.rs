@@ -146,7 +146,9 @@ pub enum Error {
         other: &'static str,
     },
     /// A tensor lives on another device than the object it was given to.
-    #[error("{tensor} lives on another device ({found}) than the one in use ({expected})")]
+    #[error(
+        "{tensor} lives on another device ({found}) than the one in use ({expected}); open a device once and clone the Gpu"
+    )]
     OtherDevice {
         /// The tensor's name.
         tensor: &'static str,
@@ -156,7 +158,7 @@ pub enum Error {
         found: String,
     },
     /// A parameter is not a number in its range.
-    #[error("{name} should be {expected}, found {value}")]
+    #[error("{name} should be {expected}, found {value:e}")]
     InvalidParameter {
         /// The parameter's name.
         name: &'static str,

@@ -25,12 +25,11 @@ use crate::kernels::Variant;
 /// }
 /// # Ok::<(), Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Gpu {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
     device: wgpu::Device,
     queue: wgpu::Queue,
@@ -43,6 +42,12 @@ struct Shared {
 const STORAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE
     .union(wgpu::BufferUsages::COPY_SRC)
     .union(wgpu::BufferUsages::COPY_DST);
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Gpu").field(&self.name()).finish()
+    }
+}
 
 impl PartialEq for Gpu {
     fn eq(&self, other: &Self) -> bool {
@@ -99,7 +104,7 @@ impl Gpu {
     }
 
     /// Works on a device of the caller's, within the limits it was opened with and with no
-    /// feature at all.
+    /// feature at all. `queue` must be that device's: wgpu panics on another.
     ///
     /// # Errors
     /// [`Error::DeviceLimit`] if its limits are too low.
@@ -436,7 +441,10 @@ async fn best_adapter(instance: &wgpu::Instance) -> Result<wgpu::Adapter, Error>
         })
         .await
         .map_err(|error| Error::NoAdapter {
-            reason: error.to_string(),
+            reason: match std::env::var("WGPU_BACKEND") {
+                Ok(backend) => format!("with WGPU_BACKEND={backend}: {error}"),
+                Err(_) => error.to_string(),
+            },
         })
 }
 

@@ -198,6 +198,9 @@ impl BatchNorm {
     /// Normalizes `x`, as the mode says: in training by the batch's own statistics, with a step of
     /// the running ones; in evaluation by the running statistics.
     ///
+    /// In training the layer keeps `x` for the backward pass, without a copy: memory of the caller's
+    /// ([`Tensor::from_buffer`]) must stay as it is until then.
+    ///
     /// # Shapes
     /// `x` and the result: any rank from 2 on, either layout, with the layer's channels.
     ///

@@ -261,7 +261,7 @@ fn below_one(name: &'static str, value: f64) -> Result<(), Error> {
     }
     Err(Error::InvalidParameter {
         name,
-        expected: "at least 0 and below 1",
+        expected: "at least 0 and below 1 in f32",
         value,
     })
 }
@@ -349,7 +349,8 @@ impl Optimizer {
     ///
     /// # Errors
     /// [`Error::NoBackward`] before the layer's first backward pass; [`Error::ShapeMismatch`] or
-    /// [`Error::OtherDevice`] for a layer unlike the one that the optimizer was made for;
+    /// [`Error::OtherDevice`] for a layer of other channels or another device than the one that the
+    /// optimizer was made for;
     /// [`Error::DeviceLost`]. Nothing is then changed.
     ///
     /// # Accuracy

@@ -131,7 +131,7 @@ pub(crate) fn not_negative(name: &'static str, value: f64) -> Result<(), Error> 
     }
     Err(Error::InvalidParameter {
         name,
-        expected: "finite and at least 0",
+        expected: "at least 0 and finite in f32",
         value,
     })
 }

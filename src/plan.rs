@@ -14,6 +14,11 @@ use crate::{Error, Gpu, Options, Shape, Tuning};
 /// checks the caller's buffer ranges and binds them, and the [`Commands`] that result are recorded
 /// as often as wanted. Recording never allocates, submits or waits.
 ///
+/// Ranges that are only read may share a buffer, and overlap. Ranges that are written must not
+/// overlap any other; they may share a buffer with each other, but `y` and `dx` not with what is
+/// read, nor with `saved`, and `dgamma` and `dbeta` not with `saved`: WebGPU forbids to read and
+/// write one buffer in one dispatch.
+///
 /// All operations of a plan share its workspace. They may be recorded in any order, into any
 /// number of encoders, for the same queue: a queue runs them one after the other.
 ///

@@ -56,6 +56,16 @@ impl Shape {
                 dims: dims.to_vec(),
             });
         }
+        let last = dims.len() - 1;
+        let channels = match layout {
+            Layout::ChannelsFirst => dims[1],
+            Layout::ChannelsLast => dims[last],
+        };
+        if channels == 0 {
+            return Err(Error::ZeroChannels {
+                dims: dims.to_vec(),
+            });
+        }
         // Bytes of a few such tensors, counting an empty dimension as 1: with these in range, no
         // product of sizes overflows from here on.
         let bytes = dims.iter().try_fold(8 * size_of::<f32>(), |product, &dim| {
@@ -68,24 +78,18 @@ impl Shape {
                 limit: isize::MAX as u64,
             });
         }
-        let last = dims.len() - 1;
         let view = match layout {
             Layout::ChannelsFirst => View {
                 outer: dims[0],
-                channels: dims[1],
+                channels,
                 inner: dims[2..].iter().product(),
             },
             Layout::ChannelsLast => View {
                 outer: dims[..last].iter().product(),
-                channels: dims[last],
+                channels,
                 inner: 1,
             },
         };
-        if view.channels == 0 {
-            return Err(Error::ZeroChannels {
-                dims: dims.to_vec(),
-            });
-        }
         Ok(Self {
             dims: dims.to_vec(),
             layout,
@@ -185,6 +189,10 @@ mod tests {
         assert!(matches!(error(&[1 << 40, 1 << 40]), Error::TooLarge { .. }));
         assert!(matches!(error(&[1 << 62, 2]), Error::TooLarge { .. }));
         assert!(matches!(error(&[0, 1 << 62]), Error::TooLarge { .. }));
+        assert!(matches!(
+            error(&[usize::MAX, 0]),
+            Error::ZeroChannels { .. }
+        ));
         let message = error(&[1, 1, 1 << 62]).to_string();
         assert!(message.contains("[1, 1, 4611686018427387904]"), "{message}");
     }

@@ -35,7 +35,8 @@ fn difference(gpu: f64, cpu: f64) -> String {
     format!("{:e}", (gpu - cpu).abs())
 }
 
-/// How far the GPU's values may be from those of the CPU path in f64.
+/// How far the GPU's values may be from those of the CPU path in f64. What is not above 0 allows
+/// nothing.
 ///
 /// Where the CPU's value is not finite, the GPU's must not be either; which of the two infinities
 /// or NaN it is may differ.
@@ -103,7 +104,7 @@ impl Comparison {
             let gpu = f64::from(gpu);
             #[cfg(test)]
             let gpu = gpu + tests::corruption(tensor, index);
-            let allowed = allowed(index);
+            let allowed = allowed(index).max(0.0);
             let excess = match (gpu.is_finite(), (cpu as f32).is_finite()) {
                 (true, true) if gpu == cpu => 0.0,
                 (true, true) => (gpu - cpu).abs() / allowed,
@@ -788,9 +789,11 @@ mod tests {
     }
 
     #[test]
-    fn an_allowance_that_is_no_number_allows_nothing_but_equality() {
-        let worst = |gpu: f32| Comparison::new("y", VIEW, &[gpu], [1.0], |_| f64::NAN).worst;
-        assert_eq!(worst(1.0), 0.0);
-        assert_eq!(worst(1.5), f64::INFINITY);
+    fn an_allowance_of_nothing_allows_only_equality() {
+        for allowed in [f64::NAN, 0.0, -1.0] {
+            let worst = |gpu: f32| Comparison::new("y", VIEW, &[gpu], [1.0], |_| allowed).worst;
+            assert_eq!(worst(1.0), 0.0);
+            assert_eq!(worst(1.5), f64::INFINITY);
+        }
     }
 }

@@ -253,6 +253,29 @@ fn bad_input_is_an_error_and_changes_nothing() -> Outcome {
     ));
     assert_eq!(*layer.state(), before);
 
+    // The functions refuse what the layer does.
+    let x = zeros(&[4, 2]).mapv(f64::from);
+    let batch = cpu::statistics(&x, layout)?;
+    let (ones, options) = (Array1::ones(2), Options::default());
+    let found = cpu::normalize(&x, layout, &batch, f64::NAN, &ones, &ones).err();
+    assert!(matches!(
+        found,
+        Some(Error::InvalidParameter { name: "eps", .. })
+    ));
+    for (count, options) in [
+        (1, options.clone()),
+        (0, options.clone()),
+        (4, options.momentum(7.0)),
+    ] {
+        let (mut mean, mut var) = (ones.clone(), ones.clone());
+        let found = cpu::update_running(&mut mean, &mut var, &batch, count, &options);
+        assert!(
+            matches!(found, Err(Error::InvalidParameter { .. })),
+            "{count}: {found:?}"
+        );
+        assert_eq!((mean, var), (ones.clone(), ones.clone()));
+    }
+
     layer.forward(&zeros(&[4, 2]), layout)?;
     let found = error(layer.backward(&zeros(&[2, 2])));
     assert!(matches!(

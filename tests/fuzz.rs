@@ -16,13 +16,13 @@ fn gpu(limits: wgpu::Limits) -> Gpu {
         required_limits: limits,
         ..Default::default()
     });
-    Gpu::from_device(device, queue).unwrap()
+    Gpu::from_device(device, queue).expect("the limits suffice")
 }
 
 fn config() -> ProptestConfig {
     let cases = std::env::var("WGPU_BATCHNORM_CASES");
     ProptestConfig {
-        cases: cases.map_or(2000, |number| number.parse().unwrap()),
+        cases: cases.map_or(2000, |number| number.parse().expect("a number of cases")),
         failure_persistence: None,
         ..ProptestConfig::default()
     }
@@ -261,8 +261,8 @@ proptest! {
         ),
     ) {
         let gpu = gpu(wgpu::Limits::default());
-        let shape = Shape::new(&dims, layout).unwrap();
-        let plan = Plan::new(&gpu, &shape, &Options::default()).unwrap();
+        let shape = Shape::new(&dims, layout).expect("a shape with channels");
+        let plan = Plan::new(&gpu, &shape, &Options::default()).expect("a small plan");
         let buffer = |usage| {
             gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: None,

@@ -6,12 +6,15 @@ use wgpu_batchnorm::Gpu;
 
 /// What a process with these environment variables opens: the name, or the error.
 fn opened_with(variables: &[(&str, &str)]) -> String {
-    let mut child = Command::new(std::env::current_exe().unwrap());
+    let mut child = Command::new(std::env::current_exe().expect("a test has a path"));
     child.args(["--ignored", "--exact", "child", "--nocapture"]);
     for name in ["WGPU_BACKEND", "WGPU_ADAPTER_NAME", "WGPU_POWER_PREF"] {
         child.env_remove(name);
     }
-    let output = child.envs(variables.iter().copied()).output().unwrap();
+    let output = child
+        .envs(variables.iter().copied())
+        .output()
+        .expect("the child runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let line = text.lines().find_map(|line| line.strip_prefix("opened "));
     line.unwrap_or_else(|| panic!("the child said {text}"))

@@ -19,11 +19,10 @@ struct Constants {
 /// 1 / sqrt(variance + eps), within about one unit in the last place.
 ///
 /// inverseSqrt alone may be two off, which the gradient of x would feel twice: so one step of
-/// Newton's method on top.
+/// Newton's method on top. Of an infinite variance it is not a number: a batch whose sums overflow
+/// must not pass for a constant one.
 fn inv_std_of(variance: PerChannel) -> PerChannel {
     let shifted = variance + constants.eps;
     let guess = inverseSqrt(shifted);
-    let refined = guess + 0.5 * guess * fma(-shifted * guess, guess, PerChannel(1.0));
-    // Of an infinite variance there is nothing to refine.
-    return select(refined, guess, guess == PerChannel());
+    return guess + 0.5 * guess * fma(-shifted * guess, guess, PerChannel(1.0));
 }

@@ -19,7 +19,8 @@ pub struct ParameterGradients {
 ///
 /// # Errors
 /// Those of [`crate::Shape::new`]; [`Error::ShapeMismatch`] if `dy` is not like `x` or a vector
-/// does not have one value per channel.
+/// does not have one value per channel, [`Error::InvalidParameter`]
+/// for an `eps` that is not finite or negative.
 pub fn gradients<T, SX, SY, DX, DY>(
     x: &ArrayBase<SX, DX>,
     dy: &ArrayBase<SY, DY>,
@@ -34,6 +35,7 @@ where
     DX: Dimension,
     DY: Dimension,
 {
+    crate::options::not_negative("eps", eps)?;
     let x = Values::new(x, layout)?;
     let dy = Values::new(dy, layout)?;
     check_like("dy", &dy.shape, &x.shape)?;

@@ -11,7 +11,8 @@ use crate::{Error, Layout};
 ///
 /// # Errors
 /// Those of [`crate::Shape::new`]; [`Error::ShapeMismatch`] if `dy` is not like `x` or a vector
-/// does not have one value per channel.
+/// does not have one value per channel, [`Error::InvalidParameter`]
+/// for an `eps` that is not finite or negative.
 pub fn input_gradient<T, SX, SY, DX, DY>(
     x: &ArrayBase<SX, DX>,
     dy: &ArrayBase<SY, DY>,
@@ -28,6 +29,7 @@ where
     DX: Dimension,
     DY: Dimension,
 {
+    crate::options::not_negative("eps", eps)?;
     let x = Values::new(x, layout)?;
     let dy = Values::new(dy, layout)?;
     check_like("dy", &dy.shape, &x.shape)?;

@@ -10,7 +10,8 @@ use crate::{Error, Layout};
 ///
 /// # Errors
 /// Those of [`crate::Shape::new`]; [`Error::ShapeMismatch`] for a vector that does not have one
-/// value per channel.
+/// value per channel, [`Error::InvalidParameter`]
+/// for an `eps` that is not finite or negative.
 pub fn normalize<T: Element, S: Data<Elem = T>, D: Dimension>(
     x: &ArrayBase<S, D>,
     layout: Layout,
@@ -19,6 +20,7 @@ pub fn normalize<T: Element, S: Data<Elem = T>, D: Dimension>(
     gamma: &Array1<T>,
     beta: &Array1<T>,
 ) -> Result<ArrayD<T>, Error> {
+    crate::options::not_negative("eps", eps)?;
     let x = Values::new(x, layout)?;
     let channels = x.shape.channels();
     check_length("mean", statistics.mean.len(), channels)?;

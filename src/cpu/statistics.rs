@@ -50,7 +50,8 @@ pub fn statistics<T: Element, S: Data<Elem = T>, D: Dimension>(
 /// options say.
 ///
 /// # Errors
-/// [`Error::ShapeMismatch`] if the vectors differ in length.
+/// [`Error::ShapeMismatch`] if the vectors differ in length, [`Error::InvalidParameter`] for options
+/// out of range or fewer than two values per channel.
 pub fn update_running<T: Element>(
     running_mean: &mut Array1<T>,
     running_var: &mut Array1<T>,
@@ -58,6 +59,14 @@ pub fn update_running<T: Element>(
     values_per_channel: usize,
     options: &Options,
 ) -> Result<(), Error> {
+    options.validate()?;
+    if values_per_channel < 2 {
+        return Err(Error::InvalidParameter {
+            name: "values_per_channel",
+            expected: "at least 2",
+            value: values_per_channel as f64,
+        });
+    }
     let channels = batch.mean.len();
     crate::layer::check_length("running_mean", running_mean.len(), channels)?;
     crate::layer::check_length("running_var", running_var.len(), channels)?;

@@ -209,11 +209,19 @@ fn tile_constants(variant: &Variant) -> Vec<(&'static str, f64)> {
 }
 
 /// One dispatch with its pipeline chosen and its buffers bound.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Dispatch {
+    label: &'static str,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
     grid: [u32; 2],
+}
+
+impl std::fmt::Debug for Dispatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // A pipeline would print all of its shader.
+        write!(f, "{} {:?}", self.label, self.grid)
+    }
 }
 
 impl Dispatch {
@@ -258,6 +266,7 @@ impl Dispatch {
             })
         })?;
         Ok(Self {
+            label: entry.label,
             pipeline,
             bind_group,
             grid: launch.grid,

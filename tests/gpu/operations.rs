@@ -101,6 +101,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
         "values that are not finite poison their own channel only",
         poison_stays_in_its_channel,
     ));
+    trials.push(adapter.trial("a batch that overflows is not finite", overflow));
     trials.push(adapter.trial("the running variance is the chosen one", running_variance));
     trials.push(adapter.trial(
         "momenta of mean and variance are separate",
@@ -312,5 +313,23 @@ fn many_shapes(gpu: &Gpu) -> Outcome {
         }
     }
     ensure!(layer.num_batches_tracked() == 54, "54 batches");
+    Ok(())
+}
+
+/// Sums that overflow f32 must not pass for numbers: neither for a constant channel nor for zeros.
+fn overflow(gpu: &Gpu) -> Outcome {
+    let x = ndarray::Array2::from_shape_fn((1000, 2), |(row, channel)| {
+        let sign = if row % 2 == 0 { 1.0 } else { -1.0 };
+        sign * [1.0, 1e19][channel]
+    });
+    let x = Tensor::from_array(gpu, &x, Layout::ChannelsFirst)?;
+    let mut layer = BatchNorm::new(gpu, 2, Options::default())?;
+    let y = layer.forward(&x)?.to_array_blocking()?;
+    let dx = layer.backward(&x)?.to_array_blocking()?;
+    for (what, values) in [("y", y), ("dx", dx)] {
+        for row in values.rows() {
+            ensure!(row[0].is_finite() && !row[1].is_finite(), "{what}: {row}");
+        }
+    }
     Ok(())
 }
