@@ -66,10 +66,10 @@ fn partial(
         let dy_1 = dy[at_1];
         let dy_2 = dy[at_2];
         let dy_3 = dy[at_3];
-        let product_0 = dy_0 * ((x[at_0] - pivot) - remainder);
-        let product_1 = dy_1 * ((x[at_1] - pivot) - remainder);
-        let product_2 = dy_2 * ((x[at_2] - pivot) - remainder);
-        let product_3 = dy_3 * ((x[at_3] - pivot) - remainder);
+        let product_0 = dy_0 * from_mean(x[at_0], pivot, remainder);
+        let product_1 = dy_1 * from_mean(x[at_1], pivot, remainder);
+        let product_2 = dy_2 * from_mean(x[at_2], pivot, remainder);
+        let product_3 = dy_3 * from_mean(x[at_3], pivot, remainder);
         sums.dy += fold((dy_0 + dy_1) + (dy_2 + dy_3));
         sums.product += fold((product_0 + product_1) + (product_2 + product_3));
     }
@@ -77,7 +77,7 @@ fn partial(
         let at = next(&walk);
         let dy_0 = dy[at];
         sums.dy += fold(dy_0);
-        sums.product += fold(dy_0 * ((x[at] - pivot) - remainder));
+        sums.product += fold(dy_0 * from_mean(x[at], pivot, remainder));
     }
 
     // Reduce over the lanes.

@@ -31,7 +31,7 @@ struct Coefficients {
 }
 
 fn input_gradient(x: Pack, dy: Pack, c: Coefficients) -> Pack {
-    return ((dy - c.dy_mean) - ((x - c.pivot) - c.remainder) * c.slope) * c.scale;
+    return ((dy - c.dy_mean) - from_mean(x, c.pivot, c.remainder) * c.slope) * c.scale;
 }
 
 @compute @workgroup_size(LANES)
@@ -49,6 +49,7 @@ fn main(
         partials[column],
         partials[column + geometry.all_columns],
     );
+    // Eight loads are under way before the first is used.
     var walk = walk(tile);
     while walk.remaining >= 4u {
         let at_0 = next(&walk);

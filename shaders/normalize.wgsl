@@ -29,10 +29,11 @@ struct Coefficients {
 }
 
 fn normalized(x: Pack, c: Coefficients) -> Pack {
-    return ((x - c.pivot) - c.remainder) * c.scale + c.shift;
+    return from_mean(x, c.pivot, c.remainder) * c.scale + c.shift;
 }
 
 fn normalize(tile: Tile, c: Coefficients) {
+    // Four loads are under way before the first is used.
     var walk = walk(tile);
     while walk.remaining >= 4u {
         let at_0 = next(&walk);

@@ -18,7 +18,6 @@ pub(crate) enum Packing {
 }
 
 impl Packing {
-    #[cfg(test)]
     pub(crate) const ALL: [Self; 3] = [Self::Scalar, Self::Inner, Self::Channels];
 
     /// The widest packing that fits a view.

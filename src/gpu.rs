@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_intrusive::channel::shared::oneshot_channel;
 
 use crate::Error;
-use crate::kernels::Variant;
+use crate::kernels::{PipelineKey, Variant};
 
 /// A GPU: a wgpu device and queue, with the pipelines compiled on it so far.
 ///
@@ -35,7 +35,7 @@ struct Shared {
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
-    pipelines: Mutex<HashMap<Variant, wgpu::ComputePipeline>>,
+    pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
 }
 
 /// The usages of a buffer that holds a vector or a tensor.
@@ -197,11 +197,11 @@ impl Gpu {
             .pipelines
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(pipeline) = pipelines.get(&variant) {
+        if let Some(pipeline) = pipelines.get(&variant.key()) {
             return Ok(pipeline.clone());
         }
         let pipeline = self.caught(|| variant.compile(self.device()))?;
-        pipelines.insert(variant, pipeline.clone());
+        pipelines.insert(variant.key(), pipeline.clone());
         Ok(pipeline)
     }
 

@@ -121,3 +121,8 @@ fn next(walk: ptr<function, Walk>) -> u32 {
     *walk = Walk(next_address, next_place, (*walk).remaining - 1u);
     return address;
 }
+
+/// x - mean, with the mean in two parts: x - pivot is exact where they are near, as they are.
+fn from_mean(x: Pack, pivot: PerChannel, remainder: PerChannel) -> Pack {
+    return (x - pivot) - remainder;
+}

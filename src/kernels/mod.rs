@@ -78,6 +78,9 @@ pub(crate) struct EntryPoint {
     constants: fn(&Variant) -> Vec<(&'static str, f64)>,
 }
 
+/// An entry point's label, the packing and the workgroup's shape.
+pub(crate) type PipelineKey = (&'static str, Packing, u32, u32);
+
 /// A kernel's entry point with everything that its pipeline depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Variant {
@@ -88,7 +91,8 @@ pub(crate) struct Variant {
 }
 
 impl Variant {
-    fn key(&self) -> (&'static str, Packing, u32, u32) {
+    /// What tells its pipeline from others.
+    pub(crate) fn key(&self) -> PipelineKey {
         (self.entry.label, self.packing, self.lanes_x, self.lanes_y)
     }
 
@@ -118,20 +122,6 @@ impl Variant {
             },
             cache: None,
         })
-    }
-}
-
-impl PartialEq for Variant {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-
-impl Eq for Variant {}
-
-impl std::hash::Hash for Variant {
-    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
-        self.key().hash(state);
     }
 }
 
@@ -170,12 +160,13 @@ pub struct ShaderText {
 /// assert!(names.contains(&"normalize.batch.channels.32x8".to_owned()));
 /// ```
 pub fn shader_texts() -> impl Iterator<Item = ShaderText> {
-    let packings = [Packing::Scalar, Packing::Inner, Packing::Channels];
     let workgroups = [(1, 256), (32, 8), (3, 64), (1, 8), (8, 1)];
     ENTRY_POINTS.into_iter().flat_map(move |entry| {
         // A shader over vectors has no packing, and no lanes that share a column.
         let over_tensors = matches!(entry.source, Source::Packed(_));
-        let packings = packings.into_iter().take(if over_tensors { 3 } else { 1 });
+        let packings = Packing::ALL
+            .into_iter()
+            .take(if over_tensors { 3 } else { 1 });
         packings.flat_map(move |packing| {
             let workgroups = workgroups
                 .into_iter()

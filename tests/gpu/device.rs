@@ -133,6 +133,31 @@ fn low_limits(gpu: &Gpu) -> Outcome {
         "{error}"
     );
 
+    // wgpu's downlevel limits allow too few storage buffers; all else in them is enough.
+    let downlevel = wgpu::Limits::downlevel_defaults();
+    let error = open(gpu, downlevel.clone()).err();
+    ensure!(error.is_some(), "downlevel limits should be refused");
+    let gpu_downlevel = open(
+        gpu,
+        wgpu::Limits {
+            max_storage_buffers_per_shader_stage: 6,
+            ..downlevel
+        },
+    )?;
+    for (dims, layout) in [
+        ([8, 16, 14, 14], Layout::ChannelsFirst),
+        ([8, 14, 15, 16], Layout::ChannelsLast),
+        ([2, 65_537, 2, 2], Layout::ChannelsFirst),
+    ] {
+        let x = Tensor::from_array(&gpu_downlevel, &normal(&dims, 3.0, 1.0, 1), layout)?;
+        let channels = x.shape().channels();
+        let options = Options::default().tuning(Tuning::gpu());
+        let mut layer = BatchNorm::new(&gpu_downlevel, channels, options)?;
+        let mut checked = Checked::new(&mut layer);
+        checked.forward_blocking(&x)?;
+        checked.backward_blocking(&x)?;
+    }
+
     // Workgroups shrink to what the device takes, and grids are folded.
     let limits = wgpu::Limits {
         max_compute_invocations_per_workgroup: 16,
