@@ -336,14 +336,7 @@ impl Gpu {
     pub(crate) async fn download(&self, range: wgpu::BufferSlice<'_>) -> Result<Vec<f32>, Error> {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let size = range.size();
-        let staging = self.caught(|| {
-            self.device().create_buffer(&wgpu::BufferDescriptor {
-                label: Some("batch_norm.readback"),
-                size,
-                usage,
-                mapped_at_creation: false,
-            })
-        })?;
+        let staging = self.buffer("batch_norm.readback", size, usage, &[])?;
         self.submit(|encoder| {
             let (buffer, offset) = (range.buffer(), range.offset());
             encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, Some(size));
