@@ -12,8 +12,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use ndarray::ArrayD;
 use wgpu_batchnorm::verify::Checked;
 use wgpu_batchnorm::{
-    BackwardBuffers, BatchNorm, Commands, Error, ForwardBuffers, Gpu, InferenceBuffers, Layout,
-    Mode, Options, Plan, Shape, Tensor, cpu, wgpu,
+    BackwardBuffers, BatchNorm, Commands, DType, Error, ForwardBuffers, Gpu, Layout, Mode, Options,
+    Plan, Shape, Tensor, cpu, wgpu,
 };
 
 /// Batch-norm shapes of ResNet-50 with a batch of 32, from its first and last stages.
@@ -34,6 +34,11 @@ fn values(shape: &Shape) -> ArrayD<f32> {
     })
 }
 
+/// All of a tensor's buffer.
+fn whole(tensor: &Tensor) -> wgpu::BufferSlice<'_> {
+    tensor.buffer().slice(..)
+}
+
 /// A plan with all its operations bound to buffers of its own.
 struct Bound {
     forward: Commands,
@@ -44,12 +49,13 @@ struct Bound {
 impl Bound {
     fn new(gpu: &Gpu, x: &Tensor) -> Result<Self, Error> {
         let shape = x.shape();
-        let plan = Plan::new(gpu, shape, &Options::default())?;
+        let plan = Plan::new(gpu, shape, DType::F32, &Options::default())?;
         let dy = Tensor::from_array(gpu, &values(shape), shape.layout())?;
-        let (y, dx) = (Tensor::zeros(gpu, shape)?, Tensor::zeros(gpu, shape)?);
+        let zeros = || Tensor::zeros(gpu, shape, DType::F32);
+        let (y, dx) = (zeros()?, zeros()?);
         let vector = || {
             let shape = Shape::new(&[1, shape.channels()], Layout::ChannelsFirst)?;
-            Tensor::zeros(gpu, &shape)
+            Tensor::zeros(gpu, &shape, DType::F32)
         };
         let (gamma, beta, dgamma, dbeta) = (vector()?, vector()?, vector()?, vector()?);
         let (mean, var) = (vector()?, vector()?);
@@ -59,33 +65,20 @@ impl Bound {
             usage: wgpu::BufferUsages::STORAGE,
             mapped_at_creation: false,
         });
+        let evaluated = ForwardBuffers::new(whole(x), whole(&y))
+            .gamma(whole(&gamma))
+            .beta(whole(&beta))
+            .running_mean(whole(&mean))
+            .running_var(whole(&var));
+        let backward = BackwardBuffers::new(whole(x), whole(&dy), saved.slice(..))
+            .gamma(whole(&gamma))
+            .dx(whole(&dx))
+            .dgamma(whole(&dgamma))
+            .dbeta(whole(&dbeta));
         Ok(Self {
-            forward: plan.bind_forward(&ForwardBuffers {
-                x: x.buffer().slice(..),
-                gamma: gamma.buffer().slice(..),
-                beta: beta.buffer().slice(..),
-                y: y.buffer().slice(..),
-                running_mean: mean.buffer().slice(..),
-                running_var: var.buffer().slice(..),
-                saved: saved.slice(..),
-            })?,
-            backward: plan.bind_backward(&BackwardBuffers {
-                x: x.buffer().slice(..),
-                dy: dy.buffer().slice(..),
-                gamma: gamma.buffer().slice(..),
-                saved: saved.slice(..),
-                dx: dx.buffer().slice(..),
-                dgamma: dgamma.buffer().slice(..),
-                dbeta: dbeta.buffer().slice(..),
-            })?,
-            inference: plan.bind_inference(&InferenceBuffers {
-                x: x.buffer().slice(..),
-                gamma: gamma.buffer().slice(..),
-                beta: beta.buffer().slice(..),
-                running_mean: mean.buffer().slice(..),
-                running_var: var.buffer().slice(..),
-                y: y.buffer().slice(..),
-            })?,
+            inference: plan.bind_inference(&evaluated)?,
+            forward: plan.bind_forward(&evaluated.saved(saved.slice(..)))?,
+            backward: plan.bind_backward(&backward)?,
         })
     }
 }
@@ -169,7 +162,7 @@ fn case(
     ];
     for (operation, passes, commands, mut work) in operations {
         let mut group = criterion.benchmark_group(operation);
-        group.throughput(Throughput::Bytes(passes * shape.bytes()));
+        group.throughput(Throughput::Bytes(passes * shape.bytes(DType::F32)));
         group.bench_function(BenchmarkId::new("gpu", name), |bencher| {
             bencher.iter(|| run(gpu, commands));
         });

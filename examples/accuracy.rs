@@ -4,7 +4,7 @@
 //! σ = 1e-2 and 1e3 too. PyTorch's figures are read from `tests/data/pytorch_accuracy.csv`, which the
 //! script beside it makes; there, the variance's error is in units of variance plus eps.
 
-use ndarray::{Array1, ArrayD};
+use ndarray::ArrayD;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, StandardNormal};
@@ -52,12 +52,12 @@ pub fn measure(
     let found = layer.gradients_blocking()?;
 
     let (x, dy) = (x.mapv(f64::from), dy.mapv(f64::from));
-    let ones = Array1::ones(state.gamma.len());
-    let zeros = Array1::zeros(state.gamma.len());
+    let affine = cpu::Affine::new(&state, layer.options());
+    let gamma = &affine.gamma;
     let batch = cpu::statistics(&x, layout)?;
-    let y64 = cpu::normalize(&x, layout, &batch, EPS, &ones, &zeros)?;
-    let gradients = cpu::gradients(&x, &dy, layout, &batch, EPS)?;
-    let dx64 = cpu::input_gradient(&x, &dy, layout, &batch, EPS, &ones, &gradients)?;
+    let y64 = cpu::normalize(&x, layout, &batch, &affine, None)?;
+    let gradients = cpu::gradients(&x, &dy, layout, &batch, EPS, None)?;
+    let dx64 = cpu::input_gradient(&x, &dy, layout, &batch, EPS, gamma, &gradients, None)?;
 
     let dx_largest = largest(&dx64);
     let dgamma_largest = largest(&gradients.gamma);

@@ -23,7 +23,7 @@ fn main() -> Result<(), Failure> {
     let out = out.map_or_else(|| PathBuf::from("out/shaders"), PathBuf::from);
     for target in TARGETS {
         let folder = out.join(target.name);
-        let shaders = target.write_all(&folder)?;
+        let shaders = target.write_all(&folder, shader_texts())?;
         println!(
             "{:<13} {} shaders in {}",
             target.name,
@@ -114,10 +114,14 @@ impl Target {
     }
 
     /// Translates every shader and writes each to a file in the folder.
-    pub fn write_all(&self, folder: &Path) -> Result<Vec<Written>, Failure> {
+    pub fn write_all(
+        &self,
+        folder: &Path,
+        texts: impl IntoIterator<Item = ShaderText>,
+    ) -> Result<Vec<Written>, Failure> {
         fs::create_dir_all(folder)?;
         let mut shaders = Vec::new();
-        for text in shader_texts() {
+        for text in texts {
             let translation = self.translate(&text)?;
             let path = folder.join(format!("{}.{}", text.name, self.extension));
             fs::write(&path, translation.contents)?;
@@ -178,12 +182,14 @@ struct Binding {
 
 impl<'a> Shader<'a> {
     fn new(text: &'a ShaderText) -> Result<Self, Failure> {
-        let module = naga::front::wgsl::parse_str(text.source)
-            .map_err(|error| error.emit_to_string(text.source))?;
-        // No capabilities: the shaders make do without any of wgpu's optional features.
-        let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
+        let module = naga::front::wgsl::parse_str(&text.source)
+            .map_err(|error| error.emit_to_string(&text.source))?;
+        // The shaders make do without any of wgpu's optional features. Only those that read f16 by
+        // the device's own instruction need what all but old devices have.
+        let capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        let info = Validator::new(ValidationFlags::all(), capabilities)
             .validate(&module)
-            .map_err(|error| error.emit_to_string(text.source))?;
+            .map_err(|error| error.emit_to_string(&text.source))?;
         let constants = text
             .constants
             .iter()
@@ -421,10 +427,11 @@ fn wgsl(text: &ShaderText) -> Result<Translation, Failure> {
     })
 }
 
-/// `const NAME: TYPE = VALUE;` in place of `override NAME: TYPE = DEFAULT;`.
+/// `const NAME: TYPE = TYPE(VALUE);` in place of `override NAME: TYPE = DEFAULT;`.
 fn constant(line: &str, text: &ShaderText) -> Option<String> {
     let (declaration, _) = line.strip_prefix("override ")?.split_once('=')?;
-    let (name, _) = declaration.split_once(':')?;
+    let (name, kind) = declaration.split_once(':')?;
     let (_, value) = text.constants.iter().find(|(given, _)| *given == name)?;
-    Some(format!("const {declaration}= {value};"))
+    let kind = kind.trim();
+    Some(format!("const {name}: {kind} = {kind}({value});"))
 }

@@ -1,47 +1,86 @@
 // Gradients of gamma and beta, and what the gradient of x needs of them.
 //
-//   dbeta = Σdy      dgamma = Σdy * x̂      with x̂ = (x - mean) * inv_std
+//   dbeta = Σg      dgamma = Σg * x̂      with x̂ = (x - mean) * inv_std
+//
+// where g is the gradient of what enters the activation: lib/cut. Sums are over all positions, but
+// for those that are not valid and have g = 0.
 //
 // in   x, dy          [outer, channels, inner]
-//      saved          [4, channels], from statistics.wgsl
+//      saved          [5, channels], from statistics.wgsl
+//      gamma, beta    [channels]
 // out  dgamma, dbeta  [channels]
-//      partials       [2, channels]: dbeta / M and inv_std * dgamma / M, for input_gradient.wgsl
-// via  partials       behind those, [splits, 2, channels]: Σdy and Σdy * (x - mean) of each split
+//      coefficient_rows  [6, channels], for input_gradient.wgsl: pivot, remainder, gamma * inv_std,
+//                     dbeta / M, inv_std * dgamma / M, beta
+// via  partials       [splits, 2, channels]: Σg and Σg * (x - mean) of each split
 //
 // `partial` runs once per column and split, `merge` once per column, after all slices' `partial`.
+// For a batch whose shards lie on several devices, `collect` adds up the partials of a shard to
+// `sums`, of the same form, and `merge` takes those of all shards.
 // Twin on the CPU: src/cpu/gradients.rs.
 
-@group(0) @binding(2) var<storage, read> x: array<Pack>;
-@group(0) @binding(3) var<storage, read> dy: array<Pack>;
-@group(0) @binding(4) var<storage, read> saved: array<PerChannel>;
-@group(0) @binding(5) var<storage, read_write> partials: array<PerChannel>;
-@group(0) @binding(6) var<storage, read_write> dgamma: array<PerChannel>;
-@group(0) @binding(7) var<storage, read_write> dbeta: array<PerChannel>;
+@group(0) @binding(10) var<storage, read> gamma: array<PerChannel>;
+@group(0) @binding(11) var<storage, read> beta: array<PerChannel>;
+@group(0) @binding(12) var<storage, read> saved: array<PerChannel>;
+@group(0) @binding(15) var<storage, read_write> partials: array<PerChannel>;
+@group(0) @binding(17) var<storage, read_write> sums: array<PerChannel>;
+@group(0) @binding(18) var<storage, read_write> dgamma: array<PerChannel>;
+@group(0) @binding(19) var<storage, read_write> dbeta: array<PerChannel>;
+@group(0) @binding(20) var<storage, read_write> coefficient_rows: array<PerChannel>;
 
-var<workgroup> shared_dy: array<PerChannel, LANES>;
+/// Whether Σg * (x - mean) is wanted; Σg alone does not read x.
+override PRODUCTS: bool = true;
+
+var<workgroup> shared_gradient: array<PerChannel, LANES>;
 var<workgroup> shared_product: array<PerChannel, LANES>;
 
 struct Sums {
-    /// Σdy
-    dy: PerChannel,
-    /// Σdy * (x - mean)
+    /// Σg
+    gradient: PerChannel,
+    /// Σg * (x - mean)
     product: PerChannel,
 }
 
 /// The sums of all lanes of a column together, valid in lane 0. A fixed tree.
 fn summed_lanes(own: Sums, local: u32, lane: u32) -> Sums {
-    var sums = own;
+    var all = own;
     for (var half = LANES_Y / 2u; half > 0u; half /= 2u) {
-        shared_dy[local] = sums.dy;
-        shared_product[local] = sums.product;
+        shared_gradient[local] = all.gradient;
+        shared_product[local] = all.product;
         workgroupBarrier();
         if lane < half {
             let other = local + half * LANES_X;
-            sums = Sums(sums.dy + shared_dy[other], sums.product + shared_product[other]);
+            all = Sums(all.gradient + shared_gradient[other], all.product + shared_product[other]);
         }
         workgroupBarrier();
     }
-    return sums;
+    return all;
+}
+
+/// For lib/cut.
+fn scale_of(column: u32) -> PerChannel {
+    return saved[column + geometry.all_columns * 2u] * gamma[column];
+}
+
+/// For lib/cut.
+fn shift_of(column: u32) -> PerChannel {
+    return beta[column];
+}
+
+/// A gradient, and its product with x - mean.
+struct Term {
+    gradient: Pack,
+    product: Pack,
+}
+
+fn term_at(at: Place, pivot: PerChannel, remainder: PerChannel, cut: Cut) -> Term {
+    let off = from_mean(x_at(at.address), pivot, remainder);
+    let gradient = gradient_before(dy_at(at.address), off, at, cut);
+    if PRODUCTS {
+        // Padding with a gradient of 0 says nothing, whatever x holds there.
+        let counts = valid_at(at) | (gradient != Pack(0.0));
+        return Term(gradient, select(Pack(0.0), gradient * off, counts));
+    }
+    return Term(gradient, Pack(0.0));
 }
 
 @compute @workgroup_size(LANES)
@@ -53,42 +92,76 @@ fn partial(
     let tile = tile(workgroup, grid, local);
     let pivot = saved[tile.column];
     let remainder = saved[tile.column + geometry.all_columns];
+    let cut = cut_of(tile.column);
 
     // Load, in blocks of four packs.
-    var sums = Sums();
+    var own = Sums();
     var walk = walk(tile);
     while walk.remaining >= 4u {
-        let at_0 = next(&walk);
-        let at_1 = next(&walk);
-        let at_2 = next(&walk);
-        let at_3 = next(&walk);
-        let dy_0 = dy[at_0];
-        let dy_1 = dy[at_1];
-        let dy_2 = dy[at_2];
-        let dy_3 = dy[at_3];
-        let product_0 = dy_0 * from_mean(x[at_0], pivot, remainder);
-        let product_1 = dy_1 * from_mean(x[at_1], pivot, remainder);
-        let product_2 = dy_2 * from_mean(x[at_2], pivot, remainder);
-        let product_3 = dy_3 * from_mean(x[at_3], pivot, remainder);
-        sums.dy += fold((dy_0 + dy_1) + (dy_2 + dy_3));
-        sums.product += fold((product_0 + product_1) + (product_2 + product_3));
+        let at_a = next(&walk);
+        let at_b = next(&walk);
+        let at_c = next(&walk);
+        let at_d = next(&walk);
+        let a = term_at(at_a, pivot, remainder, cut);
+        let b = term_at(at_b, pivot, remainder, cut);
+        let c = term_at(at_c, pivot, remainder, cut);
+        let d = term_at(at_d, pivot, remainder, cut);
+        own.gradient += fold((a.gradient + b.gradient) + (c.gradient + d.gradient));
+        own.product += fold((a.product + b.product) + (c.product + d.product));
     }
     while walk.remaining > 0u {
-        let at = next(&walk);
-        let dy_0 = dy[at];
-        sums.dy += fold(dy_0);
-        sums.product += fold(dy_0 * from_mean(x[at], pivot, remainder));
+        let term = term_at(next(&walk), pivot, remainder, cut);
+        own.gradient += fold(term.gradient);
+        own.product += fold(term.product);
     }
 
     // Reduce over the lanes.
-    sums = summed_lanes(sums, local, tile.lane);
+    own = summed_lanes(own, local, tile.lane);
 
     // Write.
     if tile.live && tile.lane == 0u {
-        let row = 2u + 2u * (geometry.first_split + tile.split);
+        let row = 2u * (geometry.first_split + tile.split);
         let at = row * geometry.all_columns + tile.column;
-        partials[at] = sums.dy;
-        partials[at + geometry.all_columns] = sums.product;
+        partials[at] = own.gradient;
+        partials[at + geometry.all_columns] = own.product;
+    }
+}
+
+/// The sums of all partials of a column; valid in lane 0.
+fn summed_partials(tile: Tile, local: u32) -> Sums {
+    var own = Sums();
+    var split = tile.lane;
+    while split < geometry.length {
+        // In groups, for short chains of additions.
+        var group = Sums();
+        for (var part = 0u; part < 8u && split < geometry.length; part += 1u) {
+            let at = 2u * split * geometry.all_columns + tile.column;
+            group.gradient += partials[at];
+            group.product += partials[at + geometry.all_columns];
+            split += LANES_Y;
+        }
+        own.gradient += group.gradient;
+        own.product += group.product;
+    }
+    return summed_lanes(own, local, tile.lane);
+}
+
+@compute @workgroup_size(LANES)
+fn collect(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let tile = tile(workgroup, grid, local);
+    let all = summed_partials(tile, local);
+
+    // Write.
+    if tile.live && tile.lane == 0u {
+        let column = tile.column;
+        sums[column] = all.gradient;
+        sums[column + geometry.all_columns] = all.product;
+        dgamma[column] = all.product * saved[column + geometry.all_columns * 2u];
+        dbeta[column] = all.gradient;
     }
 }
 
@@ -99,34 +172,21 @@ fn merge(
     @builtin(local_invocation_index) local: u32,
 ) {
     let tile = tile(workgroup, grid, local);
-
-    // Load the partials, lane by lane.
-    var sums = Sums();
-    var split = tile.lane;
-    while split < geometry.length {
-        // In groups, for short chains of additions.
-        var group = Sums();
-        for (var part = 0u; part < 8u && split < geometry.length; part += 1u) {
-            let at = (2u + 2u * split) * geometry.all_columns + tile.column;
-            group.dy += partials[at];
-            group.product += partials[at + geometry.all_columns];
-            split += LANES_Y;
-        }
-        sums.dy += group.dy;
-        sums.product += group.product;
-    }
-
-    // Reduce over the lanes.
-    sums = summed_lanes(sums, local, tile.lane);
+    let all = summed_partials(tile, local);
 
     // Write.
     if tile.live && tile.lane == 0u {
         let column = tile.column;
         let inv_std = saved[column + geometry.all_columns * 2u];
-        let dgamma_here = sums.product * inv_std;
+        let inverse_count = saved[column + geometry.all_columns * 4u];
+        let dgamma_here = all.product * inv_std;
         dgamma[column] = dgamma_here;
-        dbeta[column] = sums.dy;
-        partials[column] = sums.dy * constants.inverse_count;
-        partials[column + geometry.all_columns] = dgamma_here * constants.inverse_count * inv_std;
+        dbeta[column] = all.gradient;
+        coefficient_rows[column] = saved[column];
+        coefficient_rows[column + geometry.all_columns] = saved[column + geometry.all_columns];
+        coefficient_rows[column + geometry.all_columns * 2u] = scale_of(column);
+        coefficient_rows[column + geometry.all_columns * 3u] = all.gradient * inverse_count;
+        coefficient_rows[column + geometry.all_columns * 4u] = dgamma_here * inverse_count * inv_std;
+        coefficient_rows[column + geometry.all_columns * 5u] = shift_of(column);
     }
 }

@@ -1,22 +1,23 @@
-// Gradient of x through batch normalization in training.
+// Gradient of x through batch normalization, and of the residual.
 //
-//   dx = gamma * inv_std * (dy - dbeta / M - x̂ * dgamma / M)      with x̂ = (x - mean) * inv_std
+//   dx = gamma * inv_std * (g - valid * (dbeta / M + x̂ * dgamma / M))
 //
-// in   x, dy     [outer, channels, inner]
-//      saved     [4, channels], from statistics.wgsl
-//      gamma     [channels]
-//      partials  [2, channels]: dbeta / M and inv_std * dgamma / M, from gradients.wgsl
-// out  dx        [outer, channels, inner]
+// with x̂ = (x - mean) * inv_std, and g, which is also the gradient of the residual, that of what
+// enters the activation: lib/cut. Through statistics that are constants, dx = gamma * inv_std * g.
 //
-// One workgroup takes some columns and one split of each.
+// in   x, dy         [outer, channels, inner]
+//      coefficient_rows  [6, channels], from gradients.wgsl
+// out  dx            [outer, channels, inner]
+//      residual_gradient, if there is one: lib/residual_gradient
+//
+// Divided among workgroups as lib/map says.
 // Twin on the CPU: src/cpu/input_gradient.rs.
 
-@group(0) @binding(2) var<storage, read> x: array<Pack>;
-@group(0) @binding(3) var<storage, read> dy: array<Pack>;
-@group(0) @binding(4) var<storage, read_write> dx: array<Pack>;
-@group(0) @binding(5) var<storage, read> saved: array<PerChannel>;
-@group(0) @binding(6) var<storage, read> gamma: array<PerChannel>;
-@group(0) @binding(7) var<storage, read> partials: array<PerChannel>;
+@group(0) @binding(5) var<storage, read_write> dx: array<Stored>;
+@group(0) @binding(20) var<storage, read> coefficient_rows: array<PerChannel>;
+
+/// Whether the statistics depend on x. If not, x may not have to be read.
+override BATCH_STATISTICS: bool = true;
 
 struct Coefficients {
     /// mean = pivot + remainder
@@ -25,13 +26,51 @@ struct Coefficients {
     /// gamma * inv_std
     scale: PerChannel,
     /// dbeta / M
-    dy_mean: PerChannel,
+    mean: PerChannel,
     /// inv_std * dgamma / M
     slope: PerChannel,
+    cut: Cut,
 }
 
-fn input_gradient(x: Pack, dy: Pack, c: Coefficients) -> Pack {
-    return ((dy - c.dy_mean) - from_mean(x, c.pivot, c.remainder) * c.slope) * c.scale;
+fn coefficients(column: u32) -> Coefficients {
+    return Coefficients(
+        coefficient_rows[column],
+        coefficient_rows[column + geometry.all_columns],
+        scale_of(column),
+        coefficient_rows[column + geometry.all_columns * 3u],
+        coefficient_rows[column + geometry.all_columns * 4u],
+        cut_of(column),
+    );
+}
+
+/// For lib/cut.
+fn scale_of(column: u32) -> PerChannel {
+    return coefficient_rows[column + geometry.all_columns * 2u];
+}
+
+/// For lib/cut.
+fn shift_of(column: u32) -> PerChannel {
+    return coefficient_rows[column + geometry.all_columns * 5u];
+}
+
+struct Gradients {
+    x: Pack,
+    residual: Pack,
+}
+
+fn result_at(at: Place, c: Coefficients) -> Gradients {
+    let off = from_mean(x_at(at.address), c.pivot, c.remainder);
+    let gradient = gradient_before(dy_at(at.address), off, at, c.cut);
+    var of_x = gradient;
+    if BATCH_STATISTICS {
+        of_x = select(gradient, (gradient - c.mean) - off * c.slope, valid_at(at));
+    }
+    return Gradients(of_x * c.scale, gradient);
+}
+
+fn put(index: u32, result: Gradients, next: Gradients) {
+    put_residual_gradient(index, result.residual, next.residual);
+    dx[index] = packed(result.x, next.x);
 }
 
 @compute @workgroup_size(LANES)
@@ -40,37 +79,5 @@ fn main(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let tile = tile(workgroup, grid, local);
-    let column = tile.column;
-    let c = Coefficients(
-        saved[column],
-        saved[column + geometry.all_columns],
-        saved[column + geometry.all_columns * 2u] * gamma[column],
-        partials[column],
-        partials[column + geometry.all_columns],
-    );
-    // Eight loads are under way before the first is used.
-    var walk = walk(tile);
-    while walk.remaining >= 4u {
-        let at_0 = next(&walk);
-        let at_1 = next(&walk);
-        let at_2 = next(&walk);
-        let at_3 = next(&walk);
-        let x_0 = x[at_0];
-        let x_1 = x[at_1];
-        let x_2 = x[at_2];
-        let x_3 = x[at_3];
-        let dy_0 = dy[at_0];
-        let dy_1 = dy[at_1];
-        let dy_2 = dy[at_2];
-        let dy_3 = dy[at_3];
-        dx[at_0] = input_gradient(x_0, dy_0, c);
-        dx[at_1] = input_gradient(x_1, dy_1, c);
-        dx[at_2] = input_gradient(x_2, dy_2, c);
-        dx[at_3] = input_gradient(x_3, dy_3, c);
-    }
-    while walk.remaining > 0u {
-        let at = next(&walk);
-        dx[at] = input_gradient(x[at], dy[at], c);
-    }
+    map_tile(tile(workgroup, grid, local));
 }

@@ -1,91 +1,56 @@
-// Normalize, scale and shift, in one pass over memory.
+// Normalize, scale and shift, with what is fused to it:
 //
-//   y = (x - mean) * inv_std * gamma + beta
+//   y = activation((x - mean) * inv_std * gamma + beta [+ residual])
 //
-// in   x            [outer, channels, inner]
+// in   x, residual  [outer, channels, inner]
 //      gamma, beta  [channels]
-//      saved        [4, channels], from statistics.wgsl        (entry point `batch`)
-//      running_mean, running_var  [channels]                   (entry point `running`)
+//      the statistics: lib/centre
 // out  y            [outer, channels, inner]
+//      mask         what the activation cut, if that is kept: lib/mask
 //
 // The mean is subtracted first, never folded into the shift: that would cost the digits that x and
-// the mean have in common. One workgroup takes some columns and one split of each.
+// the mean have in common. Divided among workgroups as lib/map says.
 // Twin on the CPU: src/cpu/normalize.rs.
 
-@group(0) @binding(2) var<storage, read> x: array<Pack>;
-@group(0) @binding(3) var<storage, read_write> y: array<Pack>;
-@group(0) @binding(4) var<storage, read> gamma: array<PerChannel>;
-@group(0) @binding(5) var<storage, read> beta: array<PerChannel>;
-@group(0) @binding(6) var<storage, read> saved: array<PerChannel>;
-@group(0) @binding(7) var<storage, read> running_mean: array<PerChannel>;
-@group(0) @binding(8) var<storage, read> running_var: array<PerChannel>;
+@group(0) @binding(3) var<storage, read_write> y: array<Stored>;
+@group(0) @binding(10) var<storage, read> gamma: array<PerChannel>;
+@group(0) @binding(11) var<storage, read> beta: array<PerChannel>;
 
-struct Coefficients {
+struct Centre {
     /// mean = pivot + remainder
     pivot: PerChannel,
     remainder: PerChannel,
+    inv_std: PerChannel,
+}
+
+struct Coefficients {
+    centre: Centre,
     scale: PerChannel,
     shift: PerChannel,
+    kept: Kept,
 }
 
-fn normalized(x: Pack, c: Coefficients) -> Pack {
-    return from_mean(x, c.pivot, c.remainder) * c.scale + c.shift;
+fn coefficients(column: u32) -> Coefficients {
+    let centre = centre_of(column);
+    return Coefficients(centre, centre.inv_std * gamma[column], beta[column], kept_of(column));
 }
 
-fn normalize(tile: Tile, c: Coefficients) {
-    // Four loads are under way before the first is used.
-    var walk = walk(tile);
-    while walk.remaining >= 4u {
-        let at_0 = next(&walk);
-        let at_1 = next(&walk);
-        let at_2 = next(&walk);
-        let at_3 = next(&walk);
-        let x_0 = x[at_0];
-        let x_1 = x[at_1];
-        let x_2 = x[at_2];
-        let x_3 = x[at_3];
-        y[at_0] = normalized(x_0, c);
-        y[at_1] = normalized(x_1, c);
-        y[at_2] = normalized(x_2, c);
-        y[at_3] = normalized(x_3, c);
-    }
-    while walk.remaining > 0u {
-        let at = next(&walk);
-        y[at] = normalized(x[at], c);
-    }
+fn result_at(at: Place, c: Coefficients) -> Pack {
+    let off = from_mean(x_at(at.address), c.centre.pivot, c.centre.remainder);
+    let z = with_residual(normalized(off, c.scale, c.shift), at);
+    keep(z, at, c.kept);
+    return activated(z);
+}
+
+fn put(index: u32, result: Pack, next: Pack) {
+    y[index] = packed(result, next);
 }
 
 @compute @workgroup_size(LANES)
-fn batch(
+fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let tile = tile(workgroup, grid, local);
-    let column = tile.column;
-    normalize(tile, Coefficients(
-        saved[column],
-        saved[column + geometry.all_columns],
-        saved[column + geometry.all_columns * 2u] * gamma[column],
-        beta[column],
-    ));
-}
-
-@compute @workgroup_size(LANES)
-fn running(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
-    let tile = tile(workgroup, grid, local);
-    let column = tile.column;
-    // An infinite running variance is the caller's word, and makes y = beta.
-    let variance = running_var[column];
-    let inv_std = select(inv_std_of(variance), PerChannel(), variance > PerChannel(3.4e38));
-    normalize(tile, Coefficients(
-        running_mean[column],
-        PerChannel(),
-        inv_std * gamma[column],
-        beta[column],
-    ));
+    map_tile(tile(workgroup, grid, local));
 }

@@ -3,23 +3,29 @@
 //   mean = Σx / M      var = Σ(x - mean)² / M      inv_std = 1 / sqrt(var + eps)
 //   running ← (1 - momentum) * running + momentum * batch
 //
+// where M counts the valid positions of a channel.
+//
 // in   x        [outer, channels, inner]
-// out  saved    [4, channels]: pivot, remainder, inv_std, var, with mean = pivot + remainder
+// out  saved    [5, channels]: pivot, remainder, inv_std, var, 1 / M, with mean = pivot + remainder
 //      running_mean, running_var  [channels], updated in place
 // via  partials [splits, 4, channels]: count, pivot, mean - pivot and Σ(x - mean)² of each split;
 //               a count of 0 where a split has nothing of a channel
 //
 // `partial` runs once per column and split, `merge` once per column, after all slices' `partial`.
+// For a batch whose shards lie on several devices, `collect` merges the partials of a shard to one,
+// of the same form, and `merge` takes those of all shards. `fixed` makes running statistics the
+// saved ones, as constants: 1 / M is 0.
+//
 // Two things keep the digits at any offset of x: everything is measured from a pivot, a value of
 // the channel itself, and sums of squares are taken about the mean of a short block, then merged
 // by Chan's formula in a fixed order.
 // Twin on the CPU: src/cpu/statistics.rs.
 
-@group(0) @binding(2) var<storage, read> x: array<Pack>;
-@group(0) @binding(3) var<storage, read_write> partials: array<PerChannel>;
-@group(0) @binding(4) var<storage, read_write> saved: array<PerChannel>;
-@group(0) @binding(5) var<storage, read_write> running_mean: array<PerChannel>;
-@group(0) @binding(6) var<storage, read_write> running_var: array<PerChannel>;
+@group(0) @binding(12) var<storage, read_write> saved: array<PerChannel>;
+@group(0) @binding(13) var<storage, read_write> running_mean: array<PerChannel>;
+@group(0) @binding(14) var<storage, read_write> running_var: array<PerChannel>;
+@group(0) @binding(15) var<storage, read_write> partials: array<PerChannel>;
+@group(0) @binding(16) var<storage, read_write> moments: array<PerChannel>;
 
 var<workgroup> shared_count: array<f32, LANES>;
 var<workgroup> shared_mean: array<PerChannel, LANES>;
@@ -68,20 +74,6 @@ fn median(a: PerChannel, b: PerChannel, c: PerChannel) -> PerChannel {
     return max(min(a, b), min(max(a, b), c));
 }
 
-fn probe(address: u32, index: u32) -> PerChannel {
-    return sample(x[address + geometry.probes[index / 4u][index % 4u]]);
-}
-
-/// A value of the channel that is no outlier: the median of three medians of three, taken at
-/// places spread over the batch and the plane.
-fn pivot_of(address: u32) -> PerChannel {
-    return median(
-        median(probe(address, 0u), probe(address, 1u), probe(address, 2u)),
-        median(probe(address, 3u), probe(address, 4u), probe(address, 5u)),
-        median(probe(address, 6u), probe(address, 7u), probe(address, 8u)),
-    );
-}
-
 @compute @workgroup_size(LANES)
 fn partial(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -89,50 +81,128 @@ fn partial(
     @builtin(local_invocation_index) local: u32,
 ) {
     let tile = tile(workgroup, grid, local);
-    let pivot = pivot_of(tile.address);
+    let pivot = pivot_of(tile, local);
 
     // Load, in blocks of four packs and groups of eight blocks: short chains of merges, so that
     // an outlier's rounding errors do not enter every merge after it.
-    var moments = Moments();
+    var own = Moments();
     var walk = walk(tile);
     while walk.remaining >= 4u {
         var group = Moments();
         for (var block = 0u; block < 8u && walk.remaining >= 4u; block += 1u) {
-            let a = x[next(&walk)] - pivot;
-            let b = x[next(&walk)] - pivot;
-            let c = x[next(&walk)] - pivot;
-            let d = x[next(&walk)] - pivot;
-            let mean = fold((a + b) + (c + d)) * (0.25 / VALUES_PER_CHANNEL);
-            let a_off = a - mean;
-            let b_off = b - mean;
-            let c_off = c - mean;
-            let d_off = d - mean;
+            let at_a = next(&walk);
+            let at_b = next(&walk);
+            let at_c = next(&walk);
+            let at_d = next(&walk);
+            let valid_a = valid_at(at_a);
+            let valid_b = valid_at(at_b);
+            let valid_c = valid_at(at_c);
+            let valid_d = valid_at(at_d);
+            let a = select(Pack(), x_at(at_a.address) - pivot, valid_a);
+            let b = select(Pack(), x_at(at_b.address) - pivot, valid_b);
+            let c = select(Pack(), x_at(at_c.address) - pivot, valid_c);
+            let d = select(Pack(), x_at(at_d.address) - pivot, valid_d);
+            let count = (counted(valid_a) + counted(valid_b)) + (counted(valid_c) + counted(valid_d));
+            let mean = fold((a + b) + (c + d)) / max(count, 1.0);
+            let a_off = select(Pack(), a - mean, valid_a);
+            let b_off = select(Pack(), b - mean, valid_b);
+            let c_off = select(Pack(), c - mean, valid_c);
+            let d_off = select(Pack(), d - mean, valid_d);
             let m2 = fold((a_off * a_off + b_off * b_off) + (c_off * c_off + d_off * d_off));
-            group = merged(group, Moments(4.0 * VALUES_PER_CHANNEL, mean, m2));
+            group = merged(group, Moments(count, mean, m2));
         }
-        moments = merged(moments, group);
+        own = merged(own, group);
     }
     var rest = Moments();
     while walk.remaining > 0u {
-        let a = x[next(&walk)] - pivot;
-        let mean = fold(a) * (1.0 / VALUES_PER_CHANNEL);
-        let a_off = a - mean;
-        rest = merged(rest, Moments(VALUES_PER_CHANNEL, mean, fold(a_off * a_off)));
+        let at = next(&walk);
+        let valid = valid_at(at);
+        let a = select(Pack(), x_at(at.address) - pivot, valid);
+        let count = counted(valid);
+        let mean = fold(a) / max(count, 1.0);
+        let a_off = select(Pack(), a - mean, valid);
+        rest = merged(rest, Moments(count, mean, fold(a_off * a_off)));
     }
-    moments = merged(moments, rest);
+    own = merged(own, rest);
 
     // Reduce over the lanes.
-    moments = merged_lanes(moments, local, tile.lane);
+    own = merged_lanes(own, local, tile.lane);
 
     // Write.
     if tile.live && tile.lane == 0u {
         let row = 4u * (geometry.first_split + tile.split);
         let at = row * geometry.all_columns + tile.column;
-        partials[at] = PerChannel(moments.count);
+        partials[at] = PerChannel(own.count);
         partials[at + geometry.all_columns] = pivot;
-        partials[at + geometry.all_columns * 2u] = moments.mean;
-        partials[at + geometry.all_columns * 3u] = moments.m2;
+        partials[at + geometry.all_columns * 2u] = own.mean;
+        partials[at + geometry.all_columns * 3u] = own.m2;
     }
+}
+
+/// The pivot from which all partials of a column are measured: that of the first that is not empty.
+fn pivot_of_partials(column: u32) -> PerChannel {
+    let stride = 4u * geometry.all_columns;
+    var first = column;
+    for (var next = 1u; next < geometry.length; next += 1u) {
+        if first_channel(partials[first]) > 0.0 {
+            break;
+        }
+        first += stride;
+    }
+    return partials[first + geometry.all_columns];
+}
+
+/// The moments of all partials of a column, from that pivot; valid in lane 0.
+fn merged_partials(tile: Tile, pivot: PerChannel, local: u32) -> Moments {
+    let stride = 4u * geometry.all_columns;
+    var own = Moments();
+    var split = tile.lane;
+    while split < geometry.length {
+        // In groups too, for short chains of merges.
+        var group = Moments();
+        for (var part = 0u; part < 8u && split < geometry.length; part += 1u) {
+            let at = split * stride + tile.column;
+            let count = first_channel(partials[at]);
+            let from_pivot = partials[at + geometry.all_columns] - pivot;
+            let mean = from_pivot + partials[at + geometry.all_columns * 2u];
+            let m2 = partials[at + geometry.all_columns * 3u];
+            // What is empty says nothing, whatever it holds.
+            group = merged(group, Moments(
+                count,
+                select(PerChannel(), mean, count > 0.0),
+                select(PerChannel(), m2, count > 0.0),
+            ));
+            split += LANES_Y;
+        }
+        own = merged(own, group);
+    }
+    return merged_lanes(own, local, tile.lane);
+}
+
+@compute @workgroup_size(LANES)
+fn collect(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let tile = tile(workgroup, grid, local);
+    let pivot = pivot_of_partials(tile.column);
+    let all = merged_partials(tile, pivot, local);
+
+    // Write.
+    if tile.live && tile.lane == 0u {
+        let column = tile.column;
+        moments[column] = PerChannel(all.count);
+        moments[column + geometry.all_columns] = select(PerChannel(), pivot, all.count > 0.0);
+        moments[column + geometry.all_columns * 2u] = all.mean;
+        moments[column + geometry.all_columns * 3u] = all.m2;
+    }
+}
+
+/// 1 / count, exact where that is a binary fraction.
+fn reciprocal(count: f32) -> f32 {
+    let guess = 1.0 / count;
+    return fma(guess, fma(-count, guess, 1.0), guess);
 }
 
 @compute @workgroup_size(LANES)
@@ -142,49 +212,44 @@ fn merge(
     @builtin(local_invocation_index) local: u32,
 ) {
     let tile = tile(workgroup, grid, local);
-
-    // Load the partials, lane by lane, all measured from the pivot of the first that is not empty.
-    let stride = 4u * geometry.all_columns;
-    var first = tile.column;
-    for (var next = 1u; next < geometry.length; next += 1u) {
-        if first_channel(partials[first]) > 0.0 {
-            break;
-        }
-        first += stride;
-    }
-    let pivot = partials[first + geometry.all_columns];
-    var moments = Moments();
-    var split = tile.lane;
-    while split < geometry.length {
-        // In groups too, for short chains of merges.
-        var group = Moments();
-        for (var part = 0u; part < 8u && split < geometry.length; part += 1u) {
-            let at = split * stride + tile.column;
-            let from_pivot = partials[at + geometry.all_columns] - pivot;
-            group = merged(group, Moments(
-                first_channel(partials[at]),
-                from_pivot + partials[at + geometry.all_columns * 2u],
-                partials[at + geometry.all_columns * 3u],
-            ));
-            split += LANES_Y;
-        }
-        moments = merged(moments, group);
-    }
-
-    // Reduce over the lanes.
-    moments = merged_lanes(moments, local, tile.lane);
+    let pivot = pivot_of_partials(tile.column);
+    let all = merged_partials(tile, pivot, local);
 
     // Write.
     if tile.live && tile.lane == 0u {
         let column = tile.column;
-        let variance = moments.m2 * constants.inverse_count;
-        saved[column] = pivot;
-        saved[column + geometry.all_columns] = moments.mean;
+        let inverse_count = reciprocal(max(all.count, 1.0));
+        let variance = all.m2 * inverse_count;
+        // Without any value, the mean counts as 0.
+        saved[column] = select(PerChannel(), pivot, all.count > 0.0);
+        saved[column + geometry.all_columns] = all.mean;
         saved[column + geometry.all_columns * 2u] = inv_std_of(variance);
         saved[column + geometry.all_columns * 3u] = variance;
-        running_mean[column] = (1.0 - constants.momentum_mean) * running_mean[column]
-            + constants.momentum_mean * (pivot + moments.mean);
-        running_var[column] = (1.0 - constants.momentum_var) * running_var[column]
-            + constants.momentum_var * (variance * constants.variance_correction);
+        saved[column + geometry.all_columns * 4u] = PerChannel(inverse_count);
+        // One value has no variance to learn from, none has nothing.
+        if all.count >= 2.0 {
+            let running_variance = all.m2 / (all.count - constants.degrees_lost);
+            running_mean[column] = (1.0 - constants.momentum_mean) * running_mean[column]
+                + constants.momentum_mean * (pivot + all.mean);
+            running_var[column] = (1.0 - constants.momentum_var) * running_var[column]
+                + constants.momentum_var * running_variance;
+        }
+    }
+}
+
+@compute @workgroup_size(LANES)
+fn fixed(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let tile = tile(workgroup, grid, local);
+    if tile.live && tile.lane == 0u {
+        let column = tile.column;
+        saved[column] = running_mean[column];
+        saved[column + geometry.all_columns] = PerChannel();
+        saved[column + geometry.all_columns * 2u] = running_inv_std_of(running_var[column]);
+        saved[column + geometry.all_columns * 3u] = running_var[column];
+        saved[column + geometry.all_columns * 4u] = PerChannel();
     }
 }

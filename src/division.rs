@@ -4,9 +4,9 @@
 //! result is the same, bit for bit, from run to run. `shaders/lib/tile.wgsl` is the other side.
 
 use crate::tuning::LaneOrder;
-use crate::{Error, Tuning, View};
+use crate::{DType, Error, Tuning, View};
 
-/// What one invocation loads at once. Each has a file `shaders/lib/pack_*.wgsl`.
+/// What one invocation computes with at once. Each has a file in `shaders/lib/pack/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Packing {
     /// One value.
@@ -31,12 +31,56 @@ impl Packing {
         }
     }
 
-    /// Bytes in a pack.
-    pub(crate) fn bytes(self) -> u64 {
+    /// Values in a pack.
+    fn values(self) -> u64 {
         match self {
-            Self::Scalar => 4,
-            Self::Inner | Self::Channels => 16,
+            Self::Scalar => 1,
+            Self::Inner | Self::Channels => 4,
         }
+    }
+}
+
+/// How a tensor lies in packs, and these in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Form {
+    pub(crate) packing: Packing,
+    pub(crate) dtype: DType,
+}
+
+impl Form {
+    pub(crate) const ALL: [Self; 9] = {
+        let mut all = [Self {
+            packing: Packing::Scalar,
+            dtype: DType::F32,
+        }; 9];
+        let dtypes = [DType::F32, DType::F16, DType::Bf16];
+        let mut index = 0;
+        while index < 9 {
+            all[index] = Self {
+                packing: Packing::ALL[index % 3],
+                dtype: dtypes[index / 3],
+            };
+            index += 1;
+        }
+        all
+    };
+
+    /// The form with the widest packs that fit a view.
+    pub(crate) fn of(view: View, dtype: DType) -> Self {
+        Self {
+            packing: Packing::of(view),
+            dtype,
+        }
+    }
+
+    fn pack_bytes(self) -> u64 {
+        self.packing.values() * self.dtype.size() as u64
+    }
+
+    /// Whether a pack is half a word. Element-wise kernels then go over words, that is, over pairs
+    /// of neighbours in memory: a word can only be written as a whole.
+    pub(crate) fn in_pairs(self) -> bool {
+        self.pack_bytes() == 2
     }
 }
 
@@ -135,17 +179,72 @@ impl Slice {
         slices
     }
 
-    /// Where the slice lies in the tensor, in bytes, from the last place before it that can be
-    /// bound on.
-    pub(crate) fn bytes(&self, packing: Packing, alignment: u64) -> std::ops::Range<u64> {
-        let start = self.first_pack * packing.bytes();
-        let end = start + self.block.packs() * packing.bytes();
-        start / alignment * alignment..end
+    /// The number of the slice's first pack in its column of the tensor.
+    fn first_number(&self, tensor: Block) -> u64 {
+        let outer = self.first_pack / (tensor.columns * tensor.plane);
+        outer * tensor.plane + self.first_pack % tensor.plane
+    }
+}
+
+/// A tensor in slices that can be bound.
+#[derive(Clone, Debug)]
+pub(crate) struct Slices {
+    tensor: Block,
+    pack_bytes: u64,
+    /// min_storage_buffer_offset_alignment
+    alignment: u64,
+    slices: Vec<Slice>,
+}
+
+impl Slices {
+    /// Cuts a tensor into as few slices as the limits allow; where that is more than one, and where
+    /// only a plane is cut, into multiples of `multiple` packs.
+    fn new(tensor: Block, pack_bytes: u64, multiple: u64, limits: &wgpu::Limits) -> Self {
+        let alignment = u64::from(limits.min_storage_buffer_offset_alignment);
+        // Addresses are u32.
+        let binding = limits
+            .max_storage_buffer_binding_size
+            .min(u64::from(u32::MAX) - 3);
+        let slices = if tensor.packs() * pack_bytes <= binding {
+            Slice::cut(tensor, tensor.packs())
+        } else {
+            // A slice may start up to an alignment behind its binding.
+            let most = (binding - alignment) / pack_bytes;
+            Slice::cut(tensor, most / multiple * multiple)
+        };
+        Self {
+            tensor,
+            pack_bytes,
+            alignment,
+            slices,
+        }
     }
 
-    /// The slice's first pack in its binding.
-    fn first_in_binding(&self, packing: Packing, alignment: u64) -> u64 {
-        self.first_pack * packing.bytes() % alignment / packing.bytes()
+    /// Where a slice lies in the tensor, in bytes, from the last place before it that can be bound
+    /// on. Its end is a multiple of 4, as that of a binding must be.
+    pub(crate) fn bytes(&self, index: usize) -> std::ops::Range<u64> {
+        let slice = self.slices[index];
+        let start = slice.first_pack * self.pack_bytes;
+        let end = start + slice.block.packs() * self.pack_bytes;
+        start / self.alignment * self.alignment..end.next_multiple_of(4)
+    }
+
+    /// A slice's first pack in its binding.
+    fn first_in_binding(&self, slice: &Slice) -> u64 {
+        slice.first_pack * self.pack_bytes % self.alignment / self.pack_bytes
+    }
+
+    /// Sets what a slice's geometry says of its place in the tensor.
+    fn place(&self, slice: &Slice, geometry: &mut Geometry) {
+        let first_address = self.first_in_binding(slice);
+        let values_in_pack = self.pack_bytes / 2;
+        geometry.first_address = first_address as u32;
+        geometry.first_column = slice.first_column as u32;
+        geometry.all_columns = self.tensor.columns as u32;
+        geometry.first_number = slice.first_number(self.tensor) as u32;
+        // Used only where a value takes two bytes and a pack is one value, or two.
+        let first_value = slice.first_pack.wrapping_sub(first_address) * values_in_pack;
+        geometry.value_offset = first_value as u32;
     }
 }
 
@@ -173,6 +272,14 @@ pub(crate) struct Geometry {
     pub(crate) first_column: u32,
     pub(crate) first_split: u32,
     pub(crate) all_columns: u32,
+    pub(crate) first_number: u32,
+    pub(crate) value_offset: u32,
+    pub(crate) values: u32,
+    pub(crate) inner: u32,
+    pub(crate) mask_first: u32,
+    pub(crate) mask_column_step: u32,
+    pub(crate) mask_word_step: u32,
+    pub(crate) mask_shift: u32,
     pub(crate) padding: u32,
     pub(crate) probes: [u32; 12],
 }
@@ -220,78 +327,192 @@ pub(crate) struct Division {
     pub(crate) geometry: Geometry,
 }
 
+/// Where the words of a slice's mask lie: see `shaders/lib/mask/bits.wgsl`.
+#[derive(Clone, Copy, Debug, Default)]
+struct MaskPlace {
+    first: u64,
+    column_step: u64,
+    word_step: u64,
+    shift: u32,
+    words: u64,
+}
+
+impl MaskPlace {
+    /// For packs of a slice that a division of an element-wise kernel walks over.
+    fn new(map: &Division, block: Block, packs_per_word: u64, order: LaneOrder) -> Self {
+        let lanes = match order {
+            LaneOrder::SideBySide => u64::from(map.launch.lanes_y),
+            LaneOrder::Runs => 1,
+        };
+        let words = block.length().div_ceil(packs_per_word * lanes) * lanes;
+        // What lanes write side by side lies side by side.
+        let (column_step, word_step) = if block.plane == 1 {
+            (1, block.columns)
+        } else {
+            (words, 1)
+        };
+        Self {
+            first: 0,
+            column_step,
+            word_step,
+            shift: lanes.ilog2(),
+            words: words * block.columns,
+        }
+    }
+
+    fn put(&self, geometry: &mut Geometry) {
+        // Columns are counted in the tensor. The shader's arithmetic wraps, as this does.
+        let before = u64::from(geometry.first_column) * self.column_step;
+        geometry.mask_first = self.first.wrapping_sub(before) as u32;
+        geometry.mask_column_step = self.column_step as u32;
+        geometry.mask_word_step = self.word_step as u32;
+        geometry.mask_shift = self.shift;
+    }
+}
+
 /// How an operation's work on a tensor is divided.
 #[derive(Clone, Debug)]
 pub(crate) struct Divisions {
-    pub(crate) slices: Vec<Slice>,
+    /// What reductions run over.
+    pub(crate) slices: Slices,
     /// A reduction of each slice to a partial result per column and split.
     pub(crate) reductions: Vec<Division>,
     /// The merge of the partial results of all slices.
     pub(crate) merge: Division,
+    /// The merge of no partial results.
+    pub(crate) nothing: Division,
+    /// What element-wise kernels run over.
+    pub(crate) map_slices: Slices,
     /// An element-wise kernel over each slice.
     pub(crate) maps: Vec<Division>,
+    /// Words of a mask with one bit for each value.
+    pub(crate) mask_words: u64,
 }
 
 impl Divisions {
     /// Divides a tensor that is not empty.
-    pub(crate) fn new(
-        tensor: Block,
-        packing: Packing,
-        tuning: &Tuning,
-        limits: &wgpu::Limits,
-    ) -> Self {
-        let alignment = u64::from(limits.min_storage_buffer_offset_alignment);
-        // Addresses are u32.
-        let binding = limits
-            .max_storage_buffer_binding_size
-            .min(u64::from(u32::MAX));
-        let slices = if tensor.packs() * packing.bytes() <= binding {
-            Slice::cut(tensor, tensor.packs())
-        } else {
-            // A slice may start up to an alignment behind its binding.
-            Slice::cut(tensor, (binding - alignment) / packing.bytes())
-        };
-
+    pub(crate) fn new(view: View, form: Form, tuning: &Tuning, limits: &wgpu::Limits) -> Self {
+        let tensor = Block::new(view, form.packing);
+        let slices = Slices::new(tensor, form.pack_bytes(), 1, limits);
         // Every slice has partial results of its own. Those of columns that it does not cover stay
         // zero, as the buffer was made.
         let mut first_split = 0;
-        let in_tensor = |slice: &Slice, mut division: Division, first_split| {
-            let geometry = &mut division.geometry;
-            geometry.first_address = slice.first_in_binding(packing, alignment) as u32;
-            geometry.first_column = slice.first_column as u32;
-            geometry.all_columns = tensor.columns as u32;
-            geometry.first_split = first_split;
-            division
-        };
         let mut reductions = Vec::new();
-        let mut maps = Vec::new();
-        for slice in &slices {
-            let reduction = Division::reduction(slice.block, tuning, limits);
-            reductions.push(in_tensor(slice, reduction, first_split));
+        for slice in &slices.slices {
+            let mut reduction = Division::reduction(slice.block, tuning, limits);
+            slices.place(slice, &mut reduction.geometry);
+            reduction.geometry.first_split = first_split;
             first_split += reduction.geometry.splits;
-            maps.push(in_tensor(
-                slice,
-                Division::map(slice.block, tuning, limits),
-                0,
-            ));
+            reductions.push(reduction);
+        }
+        let merge = Division::merge(tensor.columns as u32, first_split, tuning, limits);
+        let mut divisions = if form.in_pairs() {
+            Self::with_pairs(view, slices, reductions, merge, tuning, limits)
+        } else {
+            Self::with_columns(form, slices, reductions, merge, tuning, limits)
+        };
+        let of_reductions = divisions.reductions.iter_mut();
+        for division in of_reductions.chain(&mut divisions.maps) {
+            division.geometry.values = (view.outer * view.channels * view.inner) as u32;
+            division.geometry.inner = view.inner as u32;
+        }
+        divisions
+    }
+
+    /// Element-wise kernels over the slices of the reductions.
+    fn with_columns(
+        form: Form,
+        slices: Slices,
+        mut reductions: Vec<Division>,
+        merge: Division,
+        tuning: &Tuning,
+        limits: &wgpu::Limits,
+    ) -> Self {
+        let packs_per_word = 32 / form.packing.values();
+        let mut mask_words = 0;
+        let mut maps = Vec::new();
+        for (slice, reduction) in slices.slices.iter().zip(&mut reductions) {
+            let lanes = lanes(slice.block, tuning);
+            let mut map = Division::map(slice.block, lanes, packs_per_word, tuning, limits);
+            slices.place(slice, &mut map.geometry);
+            let mut mask = MaskPlace::new(&map, slice.block, packs_per_word, tuning.order);
+            mask.first = mask_words;
+            mask_words += mask.words;
+            mask.put(&mut map.geometry);
+            mask.put(&mut reduction.geometry);
+            maps.push(map);
+        }
+        Self {
+            map_slices: slices.clone(),
+            slices,
+            reductions,
+            nothing: merge.of_nothing(),
+            merge,
+            maps,
+            mask_words,
+        }
+    }
+
+    /// Element-wise kernels over pairs of neighbours in memory.
+    fn with_pairs(
+        view: View,
+        slices: Slices,
+        mut reductions: Vec<Division>,
+        merge: Division,
+        tuning: &Tuning,
+        limits: &wgpu::Limits,
+    ) -> Self {
+        let pairs = Block {
+            outer: 1,
+            columns: 1,
+            plane: (view.outer as u64 * view.channels as u64 * view.inner as u64).div_ceil(2),
+        };
+        // The same lanes in all slices, and whole words of the mask in each.
+        let packs_per_word = 16;
+        let binding = limits.max_storage_buffer_binding_size
+            - u64::from(limits.min_storage_buffer_offset_alignment);
+        let narrow = Tuning {
+            lanes: tuning
+                .lanes
+                .min(power_of_two_up_to(binding / (4 * packs_per_word))),
+            ..tuning.clone()
+        };
+        let lanes = lanes(pairs, &narrow);
+        let map_slices = Slices::new(pairs, 4, packs_per_word * lanes.1, limits);
+        let mut maps = Vec::new();
+        for slice in &map_slices.slices {
+            let mut map = Division::map(slice.block, lanes, packs_per_word, tuning, limits);
+            map_slices.place(slice, &mut map.geometry);
+            map.geometry.all_columns = view.channels as u32;
+            maps.push(map);
+        }
+        let mut mask = MaskPlace::new(&maps[0], pairs, packs_per_word, tuning.order);
+        mask.column_step = 0;
+        let geometries = reductions.iter_mut().chain(&mut maps);
+        for division in geometries {
+            mask.put(&mut division.geometry);
         }
         Self {
             slices,
             reductions,
-            merge: Division::merge(tensor.columns as u32, first_split, tuning, limits),
+            nothing: merge.of_nothing(),
+            merge,
+            map_slices,
             maps,
+            mask_words: mask.words,
         }
     }
 
-    /// All divisions: reductions, merge, maps.
+    /// All divisions: reductions, merge, nothing, maps.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Division> {
         let Self {
             reductions,
             merge,
+            nothing,
             maps,
             ..
         } = self;
-        reductions.iter().chain([merge]).chain(maps)
+        reductions.iter().chain([merge, nothing]).chain(maps)
     }
 
     /// Partial results per column.
@@ -311,18 +532,24 @@ impl Division {
             .min(splits_for(tuning.reduction_packs_min))
             .max(splits_for(tuning.reduction_packs_max));
         let split_length = block.length().div_ceil(splits);
-        Self::new(block, lanes_x, lanes_y, split_length, tuning, limits)
+        Self::new(block, (lanes_x, lanes_y), split_length, 1, tuning, limits)
     }
 
-    /// For an element-wise kernel.
-    fn map(block: Block, tuning: &Tuning, limits: &wgpu::Limits) -> Self {
-        let (lanes_x, lanes_y) = lanes(block, tuning);
-        let split_length = block.length().min(lanes_y * u64::from(tuning.map_packs));
-        Self::new(block, lanes_x, lanes_y, split_length, tuning, limits)
+    /// For an element-wise kernel, whose lanes take whole words of a mask.
+    fn map(
+        block: Block,
+        lanes: (u64, u64),
+        packs_per_word: u64,
+        tuning: &Tuning,
+        limits: &wgpu::Limits,
+    ) -> Self {
+        let packs = u64::from(tuning.map_packs).next_multiple_of(packs_per_word);
+        let split_length = block.length().min(lanes.1 * packs);
+        Self::new(block, lanes, split_length, packs_per_word, tuning, limits)
     }
 
     /// For the merge of `length` partial results of each column.
-    fn merge(columns: u32, length: u32, tuning: &Tuning, limits: &wgpu::Limits) -> Self {
+    pub(crate) fn merge(columns: u32, length: u32, tuning: &Tuning, limits: &wgpu::Limits) -> Self {
         // Enough lanes on a column that each merges few results, the rest across columns.
         let lanes_y = power_of_two_up_to(length.div_ceil(4).min(tuning.lanes).min(32).into());
         let lanes_x = columns.min((tuning.lanes.min(64) / lanes_y).max(1));
@@ -342,11 +569,17 @@ impl Division {
         }
     }
 
+    /// The same, of no partial results.
+    fn of_nothing(mut self) -> Self {
+        self.geometry.length = 0;
+        self
+    }
+
     fn new(
         block: Block,
-        lanes_x: u64,
-        lanes_y: u64,
+        (lanes_x, lanes_y): (u64, u64),
         split_length: u64,
+        run_multiple: u64,
         tuning: &Tuning,
         limits: &wgpu::Limits,
     ) -> Self {
@@ -354,7 +587,9 @@ impl Division {
         let (lane_step, step, lane_length) = match tuning.order {
             LaneOrder::SideBySide => (1, lanes_y, split_length),
             LaneOrder::Runs => {
-                let run = split_length.div_ceil(lanes_y);
+                let run = split_length
+                    .div_ceil(lanes_y)
+                    .next_multiple_of(run_multiple);
                 (run, 1, run)
             }
         };
@@ -431,21 +666,22 @@ mod tests {
 
     const SMALL: [usize; 9] = [1, 2, 3, 4, 5, 7, 8, 49, 130];
 
-    /// Every view of small sizes, with its packing.
-    fn small_tensors() -> impl Iterator<Item = (Block, Packing)> {
+    /// Every view of small sizes.
+    fn small_views() -> impl Iterator<Item = View> {
         SMALL.into_iter().flat_map(|outer| {
             SMALL.into_iter().flat_map(move |channels| {
-                SMALL.into_iter().map(move |inner| {
-                    let view = View {
-                        outer,
-                        channels,
-                        inner,
-                    };
-                    let packing = Packing::of(view);
-                    (Block::new(view, packing), packing)
+                SMALL.into_iter().map(move |inner| View {
+                    outer,
+                    channels,
+                    inner,
                 })
             })
         })
+    }
+
+    /// The same as blocks of the packs that fit.
+    fn small_tensors() -> impl Iterator<Item = Block> {
+        small_views().map(|view| Block::new(view, Packing::of(view)))
     }
 
     fn tunings() -> [Tuning; 4] {
@@ -462,7 +698,7 @@ mod tests {
 
     #[test]
     fn slices_cover_the_tensor_once_and_in_order() {
-        for (tensor, packing) in small_tensors() {
+        for tensor in small_tensors() {
             for most in [1, 2, 3, 5, 64, 1000, u64::MAX / 2] {
                 let mut next = 0;
                 for slice in Slice::cut(tensor, most) {
@@ -474,23 +710,42 @@ mod tests {
                     assert_eq!(first_pack, next);
                     assert!(block.packs() <= most && block.packs() > 0);
                     assert_eq!(first_column, first_pack / tensor.plane % tensor.columns);
+                    let outer = first_pack / tensor.plane / tensor.columns;
+                    let place = first_pack % tensor.plane;
+                    assert_eq!(slice.first_number(tensor), outer * tensor.plane + place);
                     next += block.packs();
-                    let bytes = slice.bytes(packing, 256);
-                    assert_eq!(bytes.start % 256, 0);
-                    let first = slice.first_in_binding(packing, 256);
-                    assert_eq!(
-                        bytes.start + first * packing.bytes(),
-                        first_pack * packing.bytes()
-                    );
                 }
                 assert_eq!(next, tensor.packs());
             }
         }
     }
 
+    #[test]
+    fn slices_start_and_end_where_a_binding_can() {
+        let limits = wgpu::Limits {
+            max_storage_buffer_binding_size: 4096,
+            ..wgpu::Limits::default()
+        };
+        for view in small_views() {
+            for dtype in [DType::F32, DType::F16] {
+                let form = Form::of(view, dtype);
+                let divisions = Divisions::new(view, form, &Tuning::gpu(), &limits);
+                for slices in [&divisions.slices, &divisions.map_slices] {
+                    for (index, slice) in slices.slices.iter().enumerate() {
+                        let bytes = slices.bytes(index);
+                        assert_eq!((bytes.start % 256, bytes.end % 4), (0, 0));
+                        assert!(bytes.end - bytes.start <= 4096);
+                        let first = slices.first_in_binding(slice) * slices.pack_bytes;
+                        assert_eq!(bytes.start + first, slice.first_pack * slices.pack_bytes);
+                    }
+                }
+            }
+        }
+    }
+
     /// The walk of `shaders/lib/tile.wgsl`, in arithmetic that panics where u32 overflows: the
-    /// column and the addresses of each live lane.
-    fn walk(launch: Launch, g: Geometry, mut visit: impl FnMut(u32, u32)) {
+    /// column, the address and the number in its column of each pack, and whether it is its lane's last.
+    fn walk(launch: Launch, g: Geometry, mut visit: impl FnMut(u32, u32, u32, bool)) {
         let tiles = g.columns.div_ceil(launch.lanes_x);
         for index in 0..launch.grid[0] * launch.grid[1] {
             for local in 0..launch.lanes_x * launch.lanes_y {
@@ -511,8 +766,10 @@ mod tests {
                 let mut place = start - outer * g.plane;
                 let first = g.first_address + column * g.plane;
                 let mut address = first + outer * g.columns * g.plane + place;
-                for _ in 0..packs.div_ceil(g.step) {
-                    visit(g.first_column + column, address);
+                let count = packs.div_ceil(g.step);
+                for step in 0..count {
+                    let number = g.first_number + start + step * g.step;
+                    visit(g.first_column + column, address, number, step + 1 == count);
                     address = address.wrapping_add(g.step_in_tensor);
                     place += g.step_in_plane;
                     if place >= g.plane {
@@ -524,37 +781,148 @@ mod tests {
         }
     }
 
-    #[test]
-    fn every_pack_is_visited_once_by_its_column() {
-        let limits = wgpu::Limits {
+    /// The mask's word and bit of `shaders/lib/mask/bits.wgsl`.
+    fn mask_bit(g: Geometry, column: u32, number: u32, values: u32) -> (u32, u32) {
+        let lanes = 1 << g.mask_shift;
+        let step = number >> g.mask_shift;
+        let packs_per_word = 32 / values;
+        let word = (step / packs_per_word * lanes + number % lanes) * g.mask_word_step;
+        let first = g.mask_first.wrapping_add(column * g.mask_column_step);
+        (first.wrapping_add(word), step % packs_per_word * values)
+    }
+
+    /// The number of `shaders/lib/mask/pairs.wgsl`.
+    fn number_in_pairs(g: Geometry, address: u32) -> u32 {
+        let value = address.wrapping_add(g.value_offset);
+        let (pair, lanes) = (value / 2, 1 << g.mask_shift);
+        (2 * (pair >> g.mask_shift) + value % 2) * lanes + pair % lanes
+    }
+
+    fn limits() -> [wgpu::Limits; 2] {
+        let short = wgpu::Limits {
             max_compute_workgroups_per_dimension: 7,
             ..wgpu::Limits::default()
         };
-        for (tensor, packing) in small_tensors() {
-            if tensor.packs() > 20_000 {
+        let tiny = wgpu::Limits {
+            max_storage_buffer_binding_size: 4096,
+            ..wgpu::Limits::default()
+        };
+        [short, tiny]
+    }
+
+    /// Every view of small sizes that is not too large, with every tuning and limit.
+    fn small_divisions(dtype: DType, mut check: impl FnMut(View, &Divisions)) {
+        for view in small_views() {
+            if view.outer * view.channels * view.inner > 20_000 {
                 continue;
             }
             for tuning in tunings() {
-                let divisions = Divisions::new(tensor, packing, &tuning, &limits);
-                for division in divisions.reductions.iter().chain(&divisions.maps) {
-                    let mut visits = vec![0; tensor.packs() as usize];
-                    walk(division.launch, division.geometry, |column, address| {
-                        let expected = u64::from(address) / tensor.plane % tensor.columns;
-                        assert_eq!(u64::from(column), expected);
-                        visits[address as usize] += 1;
-                    });
-                    assert!(
-                        visits.iter().all(|&visits| visits == 1),
-                        "{tensor:?} {tuning:?}"
-                    );
+                for limits in limits() {
+                    let form = Form::of(view, dtype);
+                    check(view, &Divisions::new(view, form, &tuning, &limits));
                 }
             }
         }
     }
 
     #[test]
+    fn every_pack_is_visited_once_by_its_column() {
+        for dtype in [DType::F32, DType::F16] {
+            small_divisions(dtype, |view, divisions| {
+                let tensor = divisions.slices.tensor;
+                let mut visits = vec![0; tensor.packs() as usize];
+                let slices = divisions.slices.slices.iter();
+                for (slice, division) in slices.zip(&divisions.reductions) {
+                    let g = division.geometry;
+                    walk(division.launch, g, |column, address, number, _| {
+                        let in_slice = u64::from(address - g.first_address);
+                        let pack = slice.first_pack + in_slice;
+                        let column_of_pack = pack / tensor.plane % tensor.columns;
+                        assert_eq!(u64::from(column), column_of_pack);
+                        let outer = pack / tensor.plane / tensor.columns;
+                        let expected = outer * tensor.plane + pack % tensor.plane;
+                        assert_eq!(u64::from(number), expected);
+                        visits[pack as usize] += 1;
+                    });
+                }
+                assert!(visits.iter().all(|&visits| visits == 1), "{view:?}");
+
+                let tensor = divisions.map_slices.tensor;
+                let mut visits = vec![0; tensor.packs() as usize];
+                let slices = divisions.map_slices.slices.iter();
+                for (slice, division) in slices.zip(&divisions.maps) {
+                    let g = division.geometry;
+                    walk(division.launch, g, |_, address, _, _| {
+                        let in_slice = u64::from(address - g.first_address);
+                        visits[(slice.first_pack + in_slice) as usize] += 1;
+                    });
+                }
+                assert!(visits.iter().all(|&visits| visits == 1), "{view:?}");
+            });
+        }
+    }
+
+    /// Every word of a mask is written by one lane, its bits in order, and read where they are.
+    #[test]
+    fn mask_bits_are_written_by_one_lane_and_found_again() {
+        for dtype in [DType::F32, DType::F16] {
+            small_divisions(dtype, |view, divisions| {
+                let form = Form::of(view, dtype);
+                let values = form.packing.values() as u32;
+                let slices = &divisions.slices;
+                let map_slices = &divisions.map_slices;
+                let words = divisions.mask_words as usize;
+                // By pack: where the map writes its bits.
+                let mut written = vec![None; slices.tensor.packs() as usize];
+                let mut done = vec![false; words];
+                let mut begun = vec![false; words];
+                for (slice, map) in map_slices.slices.iter().zip(&divisions.maps) {
+                    let g = map.geometry;
+                    let mut keep = |pack: usize, (word, bit): (u32, u32), last: bool| {
+                        let open = !std::mem::replace(&mut done[word as usize], false);
+                        assert!(open, "{view:?}: word {word} is written twice");
+                        done[word as usize] = last || bit + values == 32;
+                        let first = !std::mem::replace(&mut begun[word as usize], true);
+                        assert_eq!(first, bit == 0, "{view:?}");
+                        if pack < written.len() {
+                            assert_eq!(written[pack].replace((word, bit)), None);
+                        }
+                    };
+                    walk(map.launch, g, |column, address, number, last| {
+                        if form.in_pairs() {
+                            for half in 0..2 {
+                                let address = 2 * address + half;
+                                let number = number_in_pairs(g, address);
+                                let value = address.wrapping_add(g.value_offset) as usize;
+                                let bit = mask_bit(g, 0, number, 1);
+                                keep(value, bit, last && half == 1);
+                            }
+                        } else {
+                            let pack = slice.first_pack + u64::from(address - g.first_address);
+                            let bit = mask_bit(g, column, number - g.first_number, values);
+                            keep(pack as usize, bit, last);
+                        }
+                    });
+                }
+                for (slice, reduction) in slices.slices.iter().zip(&divisions.reductions) {
+                    let g = reduction.geometry;
+                    walk(reduction.launch, g, |column, address, number, _| {
+                        let pack = slice.first_pack + u64::from(address - g.first_address);
+                        let bit = if form.in_pairs() {
+                            mask_bit(g, column, number_in_pairs(g, address), 1)
+                        } else {
+                            mask_bit(g, column, number - g.first_number, values)
+                        };
+                        assert_eq!(written[pack as usize], Some(bit), "{view:?}");
+                    });
+                }
+            });
+        }
+    }
+
+    #[test]
     fn probes_lie_in_the_first_column() {
-        for (tensor, _) in small_tensors() {
+        for tensor in small_tensors() {
             for probe in probes(tensor) {
                 assert!(u64::from(probe) < tensor.packs());
                 assert_eq!(u64::from(probe) / tensor.plane % tensor.columns, 0);
@@ -581,19 +949,20 @@ mod tests {
                 channels,
                 inner,
             };
-            let packing = Packing::of(view);
-            let tensor = Block::new(view, packing);
+            let form = Form::of(view, DType::F32);
             for binding in [128 << 20, (2 << 30) - 4, u64::from(u32::MAX)] {
                 for tuning in [Tuning::gpu(), Tuning::cpu()] {
                     let limits = wgpu::Limits {
                         max_storage_buffer_binding_size: binding,
                         ..wgpu::Limits::default()
                     };
-                    let divisions = Divisions::new(tensor, packing, &tuning, &limits);
-                    let slices = divisions.slices.iter();
-                    let in_slices = slices.zip(divisions.reductions.iter().zip(&divisions.maps));
-                    for (slice, (reduction, map)) in in_slices.step_by(97) {
-                        let bytes = slice.bytes(packing, 256);
+                    let divisions = Divisions::new(view, form, &tuning, &limits);
+                    let slices = &divisions.slices;
+                    for index in (0..slices.slices.len()).step_by(97) {
+                        let slice = slices.slices[index];
+                        let (reduction, map) =
+                            (&divisions.reductions[index], &divisions.maps[index]);
+                        let bytes = slices.bytes(index);
                         assert!(bytes.end - bytes.start <= binding);
                         for division in [reduction, map] {
                             last_lane_is_in_range(slice.block, division);

@@ -51,7 +51,7 @@ pub enum Error {
     },
     /// Batch statistics were asked of an empty batch.
     #[error(
-        "training needs at least two values per channel, but the batch of shape {dims:?} is empty"
+        "statistics of a batch need at least two values per channel, but the batch of shape {dims:?} is empty"
     )]
     EmptyBatch {
         /// The dimensions of the batch.
@@ -59,7 +59,7 @@ pub enum Error {
     },
     /// Batch statistics were asked of one value per channel, whose variance is always 0.
     #[error(
-        "training needs at least two values per channel, found one in shape {dims:?}; enlarge the batch or use evaluation mode"
+        "statistics of a batch need at least two values per channel, found one in shape {dims:?}; enlarge the batch, evaluate by running statistics, or choose OneValue::GiveBeta"
     )]
     OneValuePerChannel {
         /// The dimensions of the batch.
@@ -74,6 +74,16 @@ pub enum Error {
         expected: Vec<usize>,
         /// The shape it has.
         found: Vec<usize>,
+    },
+    /// A tensor is stored as another type than those that it belongs with.
+    #[error("{tensor} should be stored as {expected:?}, found {found:?}")]
+    DTypeMismatch {
+        /// The tensor's name.
+        tensor: &'static str,
+        /// The type it should have.
+        expected: crate::DType,
+        /// The type it has.
+        found: crate::DType,
     },
     /// A tensor has another layout than the one it belongs with.
     #[error("{tensor} should have layout {expected:?}, found {found:?}")]
@@ -95,9 +105,15 @@ pub enum Error {
         /// The bytes allowed.
         limit: u64,
     },
+    /// An operation was not given a buffer range that it needs.
+    #[error("{tensor} is needed, but has no buffer range")]
+    MissingBuffer {
+        /// The tensor's name.
+        tensor: &'static str,
+    },
     /// A buffer range does not have the size that its tensor takes.
     #[error(
-        "{tensor} takes {expected} bytes, but its buffer range has {found}; slice the buffer to the tensor"
+        "{tensor} takes {expected} bytes, but its buffer range has {found}{}", if found > expected { "; slice the buffer to the tensor" } else { "" }
     )]
     BufferSize {
         /// The tensor's name.
@@ -158,7 +174,7 @@ pub enum Error {
         found: String,
     },
     /// A parameter is not a number in its range.
-    #[error("{name} should be {expected}, found {value:e}")]
+    #[error("{name} should be {expected}, found {}", number(*value))]
     InvalidParameter {
         /// The parameter's name.
         name: &'static str,
@@ -167,8 +183,52 @@ pub enum Error {
         /// What it is.
         value: f64,
     },
-    /// `backward` was called, but the last `forward` was not in training mode, or there was none.
-    #[error("backward needs a forward pass in training mode right before it")]
+    /// Two options, or two inputs of an operation, cannot go together.
+    #[error("{first} and {second} cannot go together: {reason}")]
+    Conflict {
+        /// One of them.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// `backward` was called, but the input of the last `forward` was written over since.
+    #[error(
+        "backward needs the input of the forward pass, which was written over in place; keep it until then"
+    )]
+    Overwritten,
+    /// A batch normalization cannot be folded into the layer before it.
+    #[error("{vector} is {value:e} in channel {channel}, which cannot be folded: {reason}")]
+    NotFoldable {
+        /// The vector or tensor that the value is in.
+        vector: &'static str,
+        /// The output channel.
+        channel: usize,
+        /// The value.
+        value: f64,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// Bytes are not a file in the safetensors format.
+    #[error("not a safetensors file: {message}")]
+    StateFile {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A tensor of a safetensors file is not what a state needs.
+    #[error("the tensor {name:?} of the safetensors file {problem}")]
+    StateTensor {
+        /// The tensor's name, with its prefix.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A backward pass, or the statistics of a batch, were asked for, but the last `forward` was not in
+    /// training mode, or there was none.
+    #[error(
+        "this needs a forward pass in training mode right before it; to go backward through running statistics, train with frozen_statistics(true)"
+    )]
     NoForward,
     /// An optimizer's step was asked for before any `backward`.
     #[error("an optimizer's step needs the gradients of a backward pass before it")]
@@ -198,4 +258,12 @@ pub enum Error {
         /// What wgpu said.
         message: String,
     },
+}
+
+/// A number as people write it.
+fn number(value: f64) -> String {
+    match value.abs() {
+        0.0 | 1e-4..1e7 => value.to_string(),
+        _ => format!("{value:e}"),
+    }
 }

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 #[cfg(not(target_arch = "wasm32"))]
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures_intrusive::channel::shared::oneshot_channel;
+use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
 
 use crate::Error;
 use crate::kernels::{PipelineKey, Variant};
@@ -35,6 +36,8 @@ struct Shared {
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
+    /// Whether the device is known to read f16 by an instruction of its own.
+    native_f16: bool,
     pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
 }
 
@@ -95,7 +98,11 @@ impl Gpu {
             ..Default::default()
         };
         match adapter.request_device(&descriptor).await {
-            Ok((device, queue)) => Self::from_device(device, queue),
+            Ok((device, queue)) => {
+                let flags = adapter.get_downlevel_capabilities().flags;
+                let native_f16 = flags.contains(wgpu::DownlevelFlags::SHADER_F16_IN_F32);
+                Self::new(device, queue, native_f16)
+            }
             Err(error) => Err(Error::NoDevice {
                 adapter: adapter.get_info().name,
                 reason: error.to_string(),
@@ -109,11 +116,16 @@ impl Gpu {
     /// # Errors
     /// [`Error::DeviceLimit`] if its limits are too low.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, Error> {
+        // A device does not tell what its adapter can.
+        Self::new(device, queue, false)
+    }
+
+    fn new(device: wgpu::Device, queue: wgpu::Queue, native_f16: bool) -> Result<Self, Error> {
         let limits = device.limits();
         let needs = [
             (
                 "max_storage_buffers_per_shader_stage",
-                6,
+                7,
                 limits.max_storage_buffers_per_shader_stage.into(),
             ),
             (
@@ -152,6 +164,7 @@ impl Gpu {
                 limits,
                 device,
                 queue,
+                native_f16,
                 pipelines: Mutex::default(),
             }),
         })
@@ -175,6 +188,11 @@ impl Gpu {
     /// What wgpu says of the adapter.
     pub fn info(&self) -> &wgpu::AdapterInfo {
         &self.shared.info
+    }
+
+    /// Whether the device is known to read f16 by an instruction of its own.
+    pub(crate) fn native_f16(&self) -> bool {
+        self.shared.native_f16
     }
 
     /// The adapter in words: back end, name and driver, as `Vulkan/llvmpipe (LLVM 15.0.6, 256
@@ -205,9 +223,14 @@ impl Gpu {
         Ok(pipeline)
     }
 
-    /// A buffer for a tensor or vector, filled with `values`.
-    pub(crate) fn upload(&self, label: &str, values: &[f32]) -> Result<wgpu::Buffer, Error> {
-        let bytes = size_of_val(values) as u64;
+    /// A buffer for a tensor or vector, filled with `values`, and as far as these do not fill the
+    /// last word, with zeros.
+    pub(crate) fn upload<T: bytemuck::Pod>(
+        &self,
+        label: &str,
+        values: &[T],
+    ) -> Result<wgpu::Buffer, Error> {
+        let bytes = size_of_val(values).next_multiple_of(4) as u64;
         check_size(label, bytes, self.limits().max_buffer_size)?;
         self.buffer(label, bytes, STORAGE, bytemuck::cast_slice(values))
     }
@@ -250,7 +273,15 @@ impl Gpu {
                 mapped_at_creation: false,
             });
             // Also of nothing: it shows whether the buffer is one. See `check_alive`.
-            self.queue().write_buffer(&buffer, 0, contents);
+            // In whole words.
+            let (words, rest) = contents.split_at(contents.len() / 4 * 4);
+            self.queue().write_buffer(&buffer, 0, words);
+            if !rest.is_empty() {
+                let mut word = [0; 4];
+                word[..rest.len()].copy_from_slice(rest);
+                self.queue()
+                    .write_buffer(&buffer, words.len() as u64, &word);
+            }
             buffer
         })
     }
@@ -333,20 +364,45 @@ impl Gpu {
     }
 
     /// Reads a range of a buffer that has the usage `COPY_SRC`, after all work submitted so far.
-    pub(crate) async fn download(&self, range: wgpu::BufferSlice<'_>) -> Result<Vec<f32>, Error> {
+    pub(crate) async fn download<T: bytemuck::Pod>(
+        &self,
+        range: wgpu::BufferSlice<'_>,
+    ) -> Result<Vec<T>, Error> {
+        let values = self.read_back(&[range], Polling::Waiting)?.finish().await?;
+        Ok(values.into_iter().next().unwrap_or_default())
+    }
+
+    /// Starts to read ranges of buffers that have the usage `COPY_SRC`, as they are after all work
+    /// submitted so far, whatever is submitted later.
+    pub(crate) fn read_back(
+        &self,
+        ranges: &[wgpu::BufferSlice<'_>],
+        polling: Polling,
+    ) -> Result<Readback, Error> {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let size = range.size();
+        // What is mapped starts at multiples of 8.
+        let mut size = 0;
+        let mut parts = Vec::new();
+        for range in ranges {
+            parts.push(size..size + range.size());
+            size = (size + range.size()).next_multiple_of(wgpu::MAP_ALIGNMENT);
+        }
         let staging = self.buffer("batch_norm.readback", size, usage, &[])?;
         self.submit(|encoder| {
-            let (buffer, offset) = (range.buffer(), range.offset());
-            encoder.copy_buffer_to_buffer(buffer, offset, &staging, 0, Some(size));
+            for (range, part) in ranges.iter().zip(&parts) {
+                let (buffer, offset, size) = (range.buffer(), range.offset(), range.size());
+                encoder.copy_buffer_to_buffer(buffer, offset, &staging, part.start, Some(size));
+            }
         })?;
         let (sender, receiver) = oneshot_channel();
         let sender = Arc::new(sender);
         let on_mapped = Arc::clone(&sender);
+        let done = Arc::new(AtomicBool::new(false));
+        let is_done = Arc::clone(&done);
         self.caught(|| {
             staging.map_async(wgpu::MapMode::Read, .., move |result| {
-                // The receiver is gone if the caller dropped this future: nobody wants to know.
+                done.store(true, Ordering::Release);
+                // The receiver is gone if the caller dropped the future: nobody wants to know.
                 let _ = on_mapped.send(result.map_err(|error| error.to_string()));
             });
         })?;
@@ -358,9 +414,9 @@ impl Gpu {
             let poll = move || {
                 // wgpu panics where a device is lost while it waits: that must not leave the
                 // caller waiting.
-                let wait = || device.poll(wgpu::PollType::wait_indefinitely());
-                let failure = match std::panic::catch_unwind(AssertUnwindSafe(wait)) {
-                    Ok(Ok(_)) => return,
+                let poll = || polling.until(&device, &is_done);
+                let failure = match std::panic::catch_unwind(AssertUnwindSafe(poll)) {
+                    Ok(Ok(())) => return,
                     Ok(Err(error)) => error.to_string(),
                     Err(_) => "the device was lost while it worked".to_owned(),
                 };
@@ -373,20 +429,72 @@ impl Gpu {
                     message: error.to_string(),
                 })?;
         }
-        let failed = |message| match self.check_alive() {
+        Ok(Readback {
+            gpu: self.clone(),
+            staging,
+            parts,
+            receiver,
+        })
+    }
+}
+
+/// How a thread of its own sees to it that a readback comes to its end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Polling {
+    /// It waits on the device. wgpu holds a lock meanwhile, on which other threads' calls may have
+    /// to wait.
+    Waiting,
+    /// It looks every millisecond, and holds no lock in between.
+    Gentle,
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+impl Polling {
+    fn until(self, device: &wgpu::Device, done: &AtomicBool) -> Result<(), wgpu::PollError> {
+        match self {
+            Self::Waiting => {
+                device.poll(wgpu::PollType::wait_indefinitely())?;
+            }
+            Self::Gentle => {
+                while !done.load(Ordering::Acquire) {
+                    device.poll(wgpu::PollType::Poll)?;
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Values on their way from the GPU.
+pub(crate) struct Readback {
+    gpu: Gpu,
+    staging: wgpu::Buffer,
+    /// Where each range lies there.
+    parts: Vec<std::ops::Range<u64>>,
+    receiver: OneshotReceiver<Result<(), String>>,
+}
+
+impl Readback {
+    /// The values of each range.
+    pub(crate) async fn finish<T: bytemuck::Pod>(self) -> Result<Vec<Vec<T>>, Error> {
+        let failed = |message| match self.gpu.check_alive() {
             Err(lost) => lost,
             Ok(()) => Error::Readback { message },
         };
-        receiver
+        self.receiver
             .receive()
             .await
             .ok_or_else(|| failed("the device is gone".to_owned()))?
             .map_err(failed)?;
-        let bytes = staging
-            .slice(..)
-            .get_mapped_range()
-            .map_err(|error| failed(error.to_string()))?;
-        Ok(bytemuck::pod_collect_to_vec(&bytes))
+        self.parts
+            .into_iter()
+            .map(|part| {
+                let bytes = self.staging.slice(part).get_mapped_range();
+                let bytes = bytes.map_err(|error| failed(error.to_string()))?;
+                Ok(bytemuck::pod_collect_to_vec(&bytes))
+            })
+            .collect()
     }
 }
 

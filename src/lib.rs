@@ -10,31 +10,41 @@
     )
 )]
 
+mod activation;
 pub mod cpu;
 mod division;
+mod dtype;
 mod error;
 mod gpu;
 mod kernels;
 mod layer;
+mod monitor;
 mod optimizer;
 mod options;
 mod plan;
 mod shape;
+mod synchronized;
 mod tensor;
 mod tuning;
+mod valid;
 pub mod verify;
 
+pub use activation::Activation;
+pub use dtype::{DType, Stored};
 pub use error::Error;
 pub use gpu::Gpu;
 pub use kernels::{ShaderText, shader_texts};
-pub use layer::{BatchNorm, Gradients, Mode, State};
+pub use layer::{BatchNorm, Extra, Gradients, InputGradients, Mode, State, Wanted};
+pub use monitor::ChannelStatistics;
 pub use optimizer::{Adam, Algorithm, Optimizer, RmsProp, Sgd};
-pub use options::{Options, RunningVariance};
-pub use plan::{BackwardBuffers, Commands, ForwardBuffers, InferenceBuffers, Plan};
+pub use options::{Momentum, OneValue, Options, Parameter, RunningVariance};
+pub use plan::{BackwardBuffers, Commands, ForwardBuffers, Plan};
 pub use shape::{Layout, Shape, View};
+pub use synchronized::{Moments, Sums};
 pub use tensor::Tensor;
 pub use tuning::{LaneOrder, Tuning};
+pub use valid::Valid;
 #[cfg(not(target_arch = "wasm32"))]
 pub use verify::self_check_blocking;
 pub use verify::{Checked, Mismatch, Report, Tolerance, self_check};
-pub use wgpu;
+pub use {half, wgpu};

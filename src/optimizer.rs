@@ -2,9 +2,9 @@
 //!
 //! The formulas are those of PyTorch's `torch.optim`; so are the names and the defaults.
 
-use crate::division::{Launch, Packing};
+use crate::division::Launch;
 use crate::kernels::optimizer::{ADAM, RMSPROP, SGD, Settings};
-use crate::kernels::{Dispatch, EntryPoint};
+use crate::kernels::{Choice, Dispatch, EntryPoint};
 use crate::options::{fraction, not_negative};
 use crate::plan::binding;
 use crate::{BatchNorm, Error, Gpu};
@@ -345,7 +345,7 @@ impl Optimizer {
         self.algorithm.set_lr(lr)
     }
 
-    /// Updates the layer's γ and β.
+    /// Updates the layer's γ and β, as far as they are learned.
     ///
     /// # Errors
     /// [`Error::NoBackward`] before the layer's first backward pass; [`Error::ShapeMismatch`] or
@@ -372,16 +372,20 @@ impl Optimizer {
             .parameters()?
             .into_iter()
             .zip(&self.states)
+            .filter_map(|(parameter, state)| Some((parameter?, state)))
             .map(|((parameter, gradient), state)| {
-                let buffers = [
-                    ("settings", &self.settings),
-                    ("gradient", gradient),
-                    ("parameter", parameter),
-                    ("state", state),
-                ]
-                .map(|(name, buffer)| (name, binding(buffer.slice(..))));
+                let buffer = |name: &'static str| {
+                    let buffer = match name {
+                        "settings" => &self.settings,
+                        "gradient" => gradient,
+                        "parameter" => parameter,
+                        "state" => state,
+                        _ => return None,
+                    };
+                    Some(binding(buffer.slice(..)))
+                };
                 let entry = self.algorithm.entry_point();
-                Dispatch::new(&self.gpu, entry, Packing::Scalar, launch, &buffers)
+                Dispatch::new(&self.gpu, entry, &Choice::of_vectors(), launch, buffer)
             })
             .collect::<Result<Vec<_>, _>>()?;
         let settings = self.algorithm.settings(self.channels, self.step + 1);

@@ -1,6 +1,6 @@
 //! The shape of a tensor, and the one view that all kernels take of it.
 
-use crate::Error;
+use crate::{DType, Error};
 
 /// Where a tensor's channels lie among its dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,6 +107,14 @@ impl Shape {
         self.layout
     }
 
+    /// Which of the dimensions is that of the channels.
+    pub(crate) fn channel_axis(&self) -> usize {
+        match self.layout {
+            Layout::ChannelsFirst => 1,
+            Layout::ChannelsLast => self.dims.len() - 1,
+        }
+    }
+
     /// The tensor as `(outer, channels, inner)`.
     pub fn view(&self) -> View {
         self.view
@@ -132,9 +140,10 @@ impl Shape {
         self.len() == 0
     }
 
-    /// The bytes of a tensor of this shape in f32.
-    pub fn bytes(&self) -> u64 {
-        (self.len() * size_of::<f32>()) as u64
+    /// The bytes of a tensor of this shape: those of its values, up to the next multiple of 4.
+    /// What lies between is written, but never counts.
+    pub fn bytes(&self, dtype: DType) -> u64 {
+        (self.len() as u64 * dtype.size() as u64).next_multiple_of(4)
     }
 
     /// Fails where batch statistics are not defined: training needs two values per channel.

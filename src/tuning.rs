@@ -34,6 +34,9 @@ pub struct Tuning {
     pub reduction_packs_max: u32,
     /// Packs for each invocation in an element-wise kernel.
     pub map_packs: u32,
+    /// Whether to read f16 by the device's own instruction where it is known to have one, not by
+    /// integer arithmetic. It saves arithmetic, and may take numbers below 2⁻¹⁴ for 0.
+    pub native_f16: bool,
 }
 
 impl Tuning {
@@ -47,11 +50,12 @@ impl Tuning {
             reduction_packs_min: 8,
             reduction_packs_max: 256,
             map_packs: 8,
+            native_f16: false,
         }
     }
 
     /// For software adapters, which run an invocation in a vector lane of a CPU: a workgroup as
-    /// wide as the vector, long runs, few workgroups.
+    /// wide as the vector, long runs, few workgroups, little arithmetic.
     pub fn cpu() -> Self {
         Self {
             lanes: 8,
@@ -61,6 +65,7 @@ impl Tuning {
             reduction_packs_min: 64,
             reduction_packs_max: 256,
             map_packs: 128,
+            native_f16: true,
         }
     }
 

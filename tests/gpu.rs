@@ -16,6 +16,10 @@ mod exact;
 mod faults;
 #[path = "gpu/large.rs"]
 mod large;
+#[path = "gpu/modes.rs"]
+mod modes;
+#[path = "gpu/monitor.rs"]
+mod monitor;
 #[path = "gpu/operations.rs"]
 mod operations;
 #[path = "gpu/plan.rs"]
@@ -24,6 +28,10 @@ mod plan;
 mod properties;
 #[path = "gpu/reference.rs"]
 mod reference;
+#[path = "gpu/storage.rs"]
+mod storage;
+#[path = "gpu/synchronized.rs"]
+mod synchronized;
 
 use common::Adapter;
 
@@ -40,6 +48,10 @@ fn main() {
     let mut trials = Vec::new();
     for adapter in &adapters {
         trials.extend(operations::trials(adapter));
+        trials.extend(modes::trials(adapter));
+        trials.extend(storage::trials(adapter));
+        trials.extend(synchronized::trials(adapter));
+        trials.extend(monitor::trials(adapter));
         trials.extend(reference::trials(adapter));
         trials.extend(accuracy::trials(adapter));
         trials.extend(plan::trials(adapter));

@@ -1,5 +1,10 @@
 //! Every shader in every language that wgpu may hand to a driver, judged by the languages' tools.
 //!
+//! naga judges all shaders. The other tools judge all plain ones, which compute on f32 with nothing
+//! fused, and of the others so many that any two choices of a kernel's text meet in one of them:
+//! two files of `shaders/lib`, two values of override constants, or one of each. So every file comes
+//! in every packing, in every storage type, and with every activation.
+//!
 //! No GPU is needed, but the tools are, and each test has its tool in its name: naga, which is
 //! built in, `spirv-val` and `glslangValidator` (in Debian: spirv-tools, glslang-tools), and `tint`
 //! (of Dawn). Where a tool is not on the PATH, its tests show as ignored.
@@ -11,13 +16,14 @@
 #[allow(dead_code, reason = "the tests do not call main")]
 mod shaders;
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use libtest_mimic::{Failed, Trial};
 use shaders::{Failure, TARGETS, Target, Written};
-use wgpu_batchnorm::shader_texts;
+use wgpu_batchnorm::{ShaderText, shader_texts};
 
 /// A test's result: any error fails it.
 type Outcome = Result<(), Failure>;
@@ -25,6 +31,10 @@ type Outcome = Result<(), Failure>;
 fn main() {
     let arguments = libtest_mimic::Arguments::from_args();
     let mut trials = vec![trial("[naga] refuses wrong shaders", naga_refuses)];
+    trials.push(trial(
+        "[naga] defines each function once",
+        naga_defines_once,
+    ));
     for target in TARGETS {
         let name = format!("[naga] {}", target.name);
         trials.push(trial(name, move || naga_accepts(&target)));
@@ -56,10 +66,31 @@ fn naga_accepts(target: &Target) -> Outcome {
     Ok(())
 }
 
+/// naga writes a function that helps two others twice, in some cases, which no compiler takes.
+fn naga_defines_once() -> Outcome {
+    let hlsl = TARGETS
+        .into_iter()
+        .find(|target| target.extension == "hlsl");
+    let hlsl = hlsl.ok_or("there is no HLSL")?;
+    for text in shader_texts() {
+        let shader = String::from_utf8(hlsl.translate(&text)?.contents)?;
+        let mut met = HashSet::new();
+        let is_start = |line: &&str| line.ends_with(") {") && !line.starts_with(' ');
+        let twice = shader
+            .lines()
+            .filter(is_start)
+            .find(|line| !met.insert(*line));
+        if let Some(line) = twice {
+            return Err(format!("{} defines {line} twice", text.name).into());
+        }
+    }
+    Ok(())
+}
+
 fn naga_refuses() -> Outcome {
     let text = shader_texts().next().ok_or("there is no shader")?;
     let mut broken = text.clone();
-    broken.source = "fn partial(";
+    broken.source = "fn partial(".to_owned();
     let mut nameless = text.clone();
     nameless.entry_point = "none";
     let mut undeclared = text.clone();
@@ -159,8 +190,76 @@ fn environment(target: Target) -> &'static str {
     }
 }
 
+/// The shaders that all tools judge.
+fn judged() -> Result<Vec<ShaderText>, Failure> {
+    let mut files = Vec::new();
+    read_all(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/lib").as_ref(),
+        &mut files,
+    )?;
+    let mut met = HashSet::new();
+    let is_judged = |text: &ShaderText| {
+        let choices = choices(text, &files);
+        let (shader, entry_point) = (text.name.split('.').next(), text.entry_point);
+        let mut news = false;
+        for (index, one) in choices.iter().enumerate() {
+            for other in &choices[index..] {
+                let meeting = (
+                    shader.map(str::to_owned),
+                    entry_point,
+                    one.clone(),
+                    other.clone(),
+                );
+                news |= met.insert(meeting);
+            }
+        }
+        news || is_plain(text)
+    };
+    Ok(shader_texts().filter(is_judged).collect())
+}
+
+/// Whether a shader computes on f32, with nothing fused.
+fn is_plain(text: &ShaderText) -> bool {
+    let words: Vec<_> = text.name.split('.').collect();
+    let plain = ["scalar", "inner", "channels", "f32"];
+    words[2..words.len() - 1]
+        .iter()
+        .all(|word| plain.contains(word))
+}
+
+/// What a text was made of: files by their number, override constants by their value.
+fn choices(text: &ShaderText, files: &[String]) -> Vec<String> {
+    let files = files.iter().enumerate();
+    let files = files.filter(|(_, file)| text.source.contains(*file));
+    let constants = text.constants.iter();
+    // The workgroup's shape is no choice of the text's.
+    let constants = constants.filter(|(name, _)| !name.starts_with("LANES"));
+    files
+        .map(|(number, _)| number.to_string())
+        .chain(constants.map(|(name, value)| format!("{name} = {value}")))
+        .collect()
+}
+
+/// The texts of all files in a folder and those in it.
+fn read_all(folder: &Path, files: &mut Vec<String>) -> Outcome {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            read_all(&path, files)?;
+        } else {
+            files.push(fs::read_to_string(path)?);
+        }
+    }
+    Ok(())
+}
+
 fn tool_accepts(tool: Tool, target: Target) -> Outcome {
-    tool.check(target, &target.write_all(&folder("accepted", target))?)
+    let folder = folder("accepted", target);
+    // Nothing of another run may be left.
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    tool.check(target, &target.write_all(&folder, judged()?)?)
 }
 
 /// A mistake made in a good shader is found.

@@ -27,9 +27,9 @@ impl Device {
 /// A batch-norm layer, with the optimizer of its γ and β.
 pub enum Normalization {
     /// All of it lives on the GPU.
-    Gpu(BatchNorm, Optimizer),
+    Gpu(Box<BatchNorm>, Optimizer),
     /// The twin on the CPU.
-    Cpu(cpu::BatchNorm, cpu::Optimizer),
+    Cpu(Box<cpu::BatchNorm>, cpu::Optimizer),
 }
 
 impl Normalization {
@@ -42,12 +42,12 @@ impl Normalization {
         };
         match device {
             Device::Gpu(gpu) => {
-                let layer = BatchNorm::new(gpu, channels, options)?;
+                let layer = Box::new(BatchNorm::new(gpu, channels, options)?);
                 let optimizer = Optimizer::new(&layer, sgd)?;
                 Ok(Self::Gpu(layer, optimizer))
             }
             Device::Cpu => {
-                let layer = cpu::BatchNorm::new(channels, options)?;
+                let layer = Box::new(cpu::BatchNorm::new(channels, options)?);
                 let optimizer = cpu::Optimizer::new(&layer, sgd)?;
                 Ok(Self::Cpu(layer, optimizer))
             }

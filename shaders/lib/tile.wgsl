@@ -49,6 +49,18 @@ struct Geometry {
     first_split: u32,
     /// Columns of the tensor.
     all_columns: u32,
+    /// The number of the slice's first pack in its column.
+    first_number: u32,
+    /// From the address of a value, where a pack is one, to its index in the tensor …
+    value_offset: u32,
+    /// … which has so many values, and so many neighbours in a channel. All modulo 2^32.
+    values: u32,
+    inner: u32,
+    /// Where the mask of an activation lies: see lib/mask/bits.wgsl.
+    mask_first: u32,
+    mask_column_step: u32,
+    mask_word_step: u32,
+    mask_shift: u32,
     padding: u32,
     /// Nine packs spread over a column: their addresses from the column's first pack on.
     probes: array<vec4<u32>, 3>,
@@ -85,44 +97,56 @@ fn tile(workgroup: vec3<u32>, grid: vec3<u32>, local: u32) -> Tile {
     );
 }
 
+/// Where a pack lies.
+struct Place {
+    /// In the binding, in packs.
+    address: u32,
+    /// Its number in its column of the tensor.
+    number: u32,
+    /// Whether it is the lane's last.
+    last: bool,
+}
+
 /// A walk over the packs of one lane.
 struct Walk {
     address: u32,
     place_in_plane: u32,
+    number: u32,
     remaining: u32,
 }
 
 fn walk(tile: Tile) -> Walk {
     if !tile.live {
-        return Walk(0u, 0u, 0u);
+        return Walk();
     }
     let split_start = tile.split * geometry.split_length;
     let split_end = split_start + min(geometry.split_length, geometry.length - split_start);
     let start = split_start + tile.lane * geometry.lane_step;
     if start >= split_end {
-        return Walk(0u, 0u, 0u);
+        return Walk();
     }
     let packs = min(geometry.lane_length, split_end - start);
     let outer = start / geometry.plane;
     let place = start - outer * geometry.plane;
     let address = tile.address + outer * geometry.columns * geometry.plane + place;
-    return Walk(address, place, (packs + geometry.step - 1u) / geometry.step);
+    return Walk(
+        address,
+        place,
+        geometry.first_number + start,
+        (packs + geometry.step - 1u) / geometry.step,
+    );
 }
 
-/// The address of the walk's current pack; moves the walk on to the next.
-fn next(walk: ptr<function, Walk>) -> u32 {
-    let address = (*walk).address;
-    var next_address = address + geometry.step_in_tensor;
+/// The place of the walk's current pack; moves the walk on to the next.
+fn next(walk: ptr<function, Walk>) -> Place {
+    let place = Place((*walk).address, (*walk).number, (*walk).remaining == 1u);
+    var next_address = place.address + geometry.step_in_tensor;
     var next_place = (*walk).place_in_plane + geometry.step_in_plane;
     if next_place >= geometry.plane {
         next_place -= geometry.plane;
         next_address += geometry.next_plane;
     }
-    *walk = Walk(next_address, next_place, (*walk).remaining - 1u);
-    return address;
-}
-
-/// x - mean, with the mean in two parts: x - pivot is exact where they are near, as they are.
-fn from_mean(x: Pack, pivot: PerChannel, remainder: PerChannel) -> Pack {
-    return (x - pivot) - remainder;
+    let number = place.number + geometry.step;
+    *walk = Walk(next_address, next_place, number, (*walk).remaining - 1u);
+    return place;
 }

@@ -1,28 +1,70 @@
 //! A batch-normalization layer on the CPU.
 
-use ndarray::{ArrayBase, ArrayD, Data, Dimension};
+use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
-use super::{ParameterGradients, Statistics};
-use super::{gradients, input_gradient, normalize, statistics, update_running};
+use super::{Affine, Element, ParameterGradients, Statistics, Valid};
+use super::{activation_gradient, gradients, input_gradient, moments, normalize, update_running};
 use crate::layer::{check_channels, check_like};
-use crate::{Error, Gradients, Layout, Mode, Options, Shape, State};
+use crate::{
+    Error, Gradients, Layout, Mode, OneValue, Options, Parameter, Shape, State, Stored, Wanted,
+};
 
-/// A batch-normalization layer on the CPU: the twin of [`crate::BatchNorm`], on arrays of f32.
+/// A batch-normalization layer on the CPU: the twin of [`crate::BatchNorm`], on arrays of f32, f16
+/// or bf16.
 #[derive(Clone, Debug)]
 pub struct BatchNorm {
     options: Options,
     mode: Mode,
     state: State,
-    /// The input of the last forward pass, if that was in training, with its statistics.
-    last: Option<(ArrayD<f32>, Layout, Statistics)>,
+    /// Of the last forward pass, if that was in training.
+    last: Option<Box<Last>>,
     last_gradients: Option<ParameterGradients>,
+}
+
+/// What a forward pass leaves for the backward pass.
+#[derive(Clone, Debug)]
+struct Last {
+    x: ArrayD<f32>,
+    residual: Option<ArrayD<f32>>,
+    valid: Option<ArrayD<bool>>,
+    layout: Layout,
+    statistics: Statistics,
+}
+
+/// What a forward pass takes beside its input. The default is nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Extra<'a, T> {
+    /// What is added before the activation. It is like the input.
+    pub residual: Option<&'a ArrayD<T>>,
+    /// Which positions count in the batch's statistics, as in [`super::moments`]. All positions are
+    /// normalized. Where running statistics are used, it has no part.
+    pub valid: Option<&'a ArrayD<bool>>,
+}
+
+impl<T> Default for Extra<'_, T> {
+    fn default() -> Self {
+        Self {
+            residual: None,
+            valid: None,
+        }
+    }
+}
+
+/// The gradients of what went into a forward pass, as far as they were wanted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputGradients<T> {
+    /// That of the input.
+    pub dx: Option<ArrayD<T>>,
+    /// That of the residual, if there was one.
+    pub residual: Option<ArrayD<T>>,
 }
 
 impl BatchNorm {
     /// A new layer in training mode: γ = 1, β = 0, running mean 0, running variance 1.
     ///
     /// # Errors
-    /// [`Error::ZeroChannels`], [`Error::InvalidParameter`] for options out of range.
+    /// [`Error::ZeroChannels`], [`Error::InvalidParameter`] for options out of range,
+    /// [`Error::Conflict`] for two that collide.
     pub fn new(channels: usize, options: Options) -> Result<Self, Error> {
         options.validate()?;
         Shape::new(&[1, channels], Layout::ChannelsFirst)?;
@@ -55,80 +97,191 @@ impl BatchNorm {
         self.mode = mode;
     }
 
-    /// What the layer has learned.
+    /// What the layer has learned. Without running statistics, these are those of a new layer.
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// Replaces all that the layer has learned.
+    /// Replaces all that the layer has learned. Without running statistics, those of the given
+    /// state are left out.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] names the vector that does not have one value per channel.
+    /// [`Error::ShapeMismatch`] names the vector that does not have one value per channel,
+    /// [`Error::Conflict`] a γ other than 1, or a β other than 0, that is absent.
     pub fn set_state(&mut self, state: &State) -> Result<(), Error> {
         state.check(self.channels())?;
-        self.state = state.clone();
+        state.check_absent(&self.options)?;
+        self.state = match self.options.running_statistics {
+            true => state.clone(),
+            false => State {
+                gamma: state.gamma.clone(),
+                beta: state.beta.clone(),
+                ..State::new(self.channels())
+            },
+        };
         Ok(())
     }
 
-    /// Normalizes `x`, as the mode says.
+    /// [`BatchNorm::forward_with`], with nothing beside `x`.
     ///
     /// # Errors
-    /// As [`crate::BatchNorm::forward`]; the layer is then as it was.
-    pub fn forward<S: Data<Elem = f32>, D: Dimension>(
+    /// As [`BatchNorm::forward_with`]; the layer is then as it was.
+    pub fn forward<T: Stored, S: Data<Elem = T>, D: Dimension>(
         &mut self,
         x: &ArrayBase<S, D>,
         layout: Layout,
-    ) -> Result<ArrayD<f32>, Error> {
+    ) -> Result<ArrayD<T>, Error> {
+        self.forward_with(x, layout, Extra::default())
+    }
+
+    /// Normalizes `x` as the mode says, scales and shifts it, adds the residual and activates it.
+    ///
+    /// Training takes the batch's statistics, over the positions that are valid, and moves the
+    /// running ones towards them; with frozen statistics it takes the running ones and leaves them.
+    /// Evaluation takes the running statistics, or the batch's where there are no running ones.
+    ///
+    /// # Errors
+    /// As [`crate::BatchNorm::forward_with`]: where the batch's statistics are taken,
+    /// [`Error::EmptyBatch`] and, unless the options allow it or there is a mask,
+    /// [`Error::OneValuePerChannel`]; [`Error::ShapeMismatch`] names what does not have the shape
+    /// that it should. The layer is then as it was.
+    pub fn forward_with<T: Stored, S: Data<Elem = T>, D: Dimension>(
+        &mut self,
+        x: &ArrayBase<S, D>,
+        layout: Layout,
+        extra: Extra<'_, T>,
+    ) -> Result<ArrayD<T>, Error> {
         let shape = Shape::new(x.shape(), layout)?;
         check_channels("x", &shape, self.channels())?;
-        let statistics = match self.mode {
-            Mode::Train => statistics(x, layout)?,
-            Mode::Eval => Statistics {
-                mean: self.state.running_mean.mapv(f64::from),
-                var: self.state.running_var.mapv(f64::from),
-            },
+        Valid::new(extra.valid, &shape)?;
+        let of_batch = match self.mode {
+            Mode::Train => !self.options.frozen_statistics,
+            Mode::Eval => !self.options.running_statistics,
         };
-        let State { gamma, beta, .. } = &self.state;
-        let y = normalize(x, layout, &statistics, self.options.eps, gamma, beta)?;
-        if self.mode == Mode::Train {
-            update_running(
-                &mut self.state.running_mean,
-                &mut self.state.running_var,
-                &statistics,
-                shape.values_per_channel(),
-                &self.options,
-            )?;
-            let count = &mut self.state.num_batches_tracked;
-            *count = count.saturating_add(1);
+        if of_batch && extra.valid.is_some() {
+            self.options.check_masked()?;
         }
-        self.last = match self.mode {
-            Mode::Train => Some((x.to_owned().into_dyn(), layout, statistics)),
-            Mode::Eval => None,
+        let statistics = match of_batch {
+            true => self.batch_statistics(x, &shape, extra.valid)?,
+            false => Statistics::constant(
+                self.state.running_mean.mapv(f64::from),
+                self.state.running_var.mapv(f64::from),
+            ),
         };
+        let affine = Affine::new(&self.state, &self.options);
+        let y = normalize(x, layout, &statistics, &affine, extra.residual)?;
+        // In evaluation only a layer without running statistics takes the batch's.
+        if of_batch && self.options.running_statistics {
+            let State {
+                running_mean,
+                running_var,
+                num_batches_tracked: batches,
+                ..
+            } = &mut self.state;
+            let options = &self.options;
+            update_running(running_mean, running_var, &statistics, options, *batches)?;
+            // What did not enter does not count.
+            *batches = batches.saturating_add(u64::from(statistics.count >= 2.0));
+        }
+        self.last = (self.mode == Mode::Train).then(|| {
+            Box::new(Last {
+                x: x.mapv(to_f32).into_dyn(),
+                residual: extra.residual.map(|residual| residual.mapv(to_f32)),
+                valid: extra.valid.filter(|_| of_batch).cloned(),
+                layout,
+                statistics,
+            })
+        });
         Ok(y)
     }
 
-    /// Propagates the gradient `dy` of the loss with respect to the output of the last forward
-    /// pass, which must have been in training, and returns the gradient with respect to its input.
-    ///
-    /// # Errors
-    /// As [`crate::BatchNorm::backward`]; the layer is then as it was.
-    pub fn backward<S: Data<Elem = f32>, D: Dimension>(
-        &mut self,
-        dy: &ArrayBase<S, D>,
-    ) -> Result<ArrayD<f32>, Error> {
-        let (x, layout, statistics) = self.last.as_ref().ok_or(Error::NoForward)?;
-        let shape = Shape::new(x.shape(), *layout)?;
-        check_like("dy", &Shape::new(dy.shape(), *layout)?, &shape)?;
-        let eps = self.options.eps;
-        let found = gradients(x, dy, *layout, statistics, eps)?;
-        let gamma = &self.state.gamma;
-        let dx = input_gradient(x, dy, *layout, statistics, eps, gamma, &found)?;
-        self.last_gradients = Some(found);
-        Ok(dx)
+    /// The statistics of a batch, if it has enough values.
+    fn batch_statistics<T: Element, S: Data<Elem = T>, D: Dimension>(
+        &self,
+        x: &ArrayBase<S, D>,
+        shape: &Shape,
+        valid: Option<&ArrayD<bool>>,
+    ) -> Result<Statistics, Error> {
+        let one_may_do = self.options.one_value == OneValue::GiveBeta || valid.is_some();
+        match shape.check_trainable() {
+            Err(Error::OneValuePerChannel { .. }) if one_may_do => {}
+            other => other?,
+        }
+        Ok(moments(x, shape.layout(), valid)?.statistics())
     }
 
-    /// The gradients of γ and β of the last backward pass; zeros before the first.
+    /// [`BatchNorm::backward_with`] all gradients; returns that of the input.
+    ///
+    /// # Errors
+    /// As [`BatchNorm::backward_with`]; the layer is then as it was.
+    pub fn backward<T: Stored, S: Data<Elem = T>, D: Dimension>(
+        &mut self,
+        dy: &ArrayBase<S, D>,
+    ) -> Result<ArrayD<T>, Error> {
+        // What is wanted is there.
+        let found = self.backward_with(dy, &Wanted::default())?;
+        found.dx.ok_or(Error::NoForward)
+    }
+
+    /// Propagates the gradient `dy` of the loss with respect to the output of the last forward
+    /// pass, which must have been in training, and returns the gradients with respect to what went
+    /// into it, as far as they are wanted; those of the parameters [`BatchNorm::gradients`] tells.
+    /// γ and β enter as they are now.
+    ///
+    /// # Errors
+    /// As [`crate::BatchNorm::backward_with`]; the layer is then as it was.
+    pub fn backward_with<T: Stored, S: Data<Elem = T>, D: Dimension>(
+        &mut self,
+        dy: &ArrayBase<S, D>,
+        wanted: &Wanted,
+    ) -> Result<InputGradients<T>, Error> {
+        let Last {
+            x,
+            residual,
+            valid,
+            layout,
+            statistics,
+        } = self.last.as_deref().ok_or(Error::NoForward)?;
+        let (layout, valid) = (*layout, valid.as_ref());
+        check_like(
+            "dy",
+            &Shape::new(dy.shape(), layout)?,
+            &Shape::new(x.shape(), layout)?,
+        )?;
+        // In f64 throughout, so that every result is rounded once.
+        let x = x.mapv(f64::from);
+        let dy = dy.mapv(T::to_f64);
+        let residual = residual.as_ref().map(|residual| residual.mapv(f64::from));
+        let affine = Affine::new(&self.state, &self.options);
+        let (eps, gamma) = (affine.eps, &affine.gamma);
+        let g = activation_gradient(&x, &dy, layout, statistics, &affine, residual.as_ref())?;
+        let mut found = gradients(&x, &g, layout, statistics, eps, valid)?;
+        let dx = match wanted.x {
+            true => {
+                let dx = input_gradient(&x, &g, layout, statistics, eps, gamma, &found, valid)?;
+                Some(dx.mapv(T::from_f64))
+            }
+            false => None,
+        };
+        let d_residual = match residual {
+            Some(_) if wanted.residual => Some(g.mapv(T::from_f64)),
+            _ => None,
+        };
+        if !wanted.gamma || self.options.gamma != Parameter::Learned {
+            found.gamma.fill(0.0);
+        }
+        if !wanted.beta || self.options.beta != Parameter::Learned {
+            found.beta.fill(0.0);
+        }
+        self.last_gradients = Some(found);
+        Ok(InputGradients {
+            dx,
+            residual: d_residual,
+        })
+    }
+
+    /// The gradients of γ and β of the last backward pass; zeros before the first, and for what is
+    /// frozen, absent or was not wanted.
     pub fn gradients(&self) -> Gradients {
         match &self.last_gradients {
             Some(found) => Gradients {
@@ -136,8 +289,8 @@ impl BatchNorm {
                 beta: found.beta.mapv(|value| value as f32),
             },
             None => Gradients {
-                gamma: ndarray::Array1::zeros(self.channels()),
-                beta: ndarray::Array1::zeros(self.channels()),
+                gamma: Array1::zeros(self.channels()),
+                beta: Array1::zeros(self.channels()),
             },
         }
     }
@@ -149,4 +302,9 @@ impl BatchNorm {
     pub(super) fn state_mut(&mut self) -> &mut State {
         &mut self.state
     }
+}
+
+/// The same number in f32, which holds all that a tensor may hold.
+fn to_f32<T: Stored>(value: T) -> f32 {
+    value.to_f64() as f32
 }

@@ -3,15 +3,34 @@
 use ndarray::Array1;
 
 use super::BatchNorm;
-use crate::{Adam, Algorithm, Error, Gradients, RmsProp, Sgd, State};
+use crate::{Adam, Algorithm, Error, Gradients, Options, Parameter, RmsProp, Sgd, State};
 
 /// Updates γ and β on the CPU, in f64: the twin of [`crate::Optimizer`].
+///
+/// A parameter that is frozen or absent stays as it is.
 #[derive(Clone, Debug)]
 pub struct Optimizer {
     algorithm: Algorithm,
+    learned: Learned,
     step: u64,
     gamma: Vec<Memory>,
     beta: Vec<Memory>,
+}
+
+/// Which parameters of a layer are learned.
+#[derive(Clone, Copy, Debug)]
+struct Learned {
+    gamma: bool,
+    beta: bool,
+}
+
+impl Learned {
+    fn new(options: &Options) -> Self {
+        Self {
+            gamma: options.gamma == Parameter::Learned,
+            beta: options.beta == Parameter::Learned,
+        }
+    }
 }
 
 /// What an algorithm remembers of one parameter.
@@ -34,6 +53,7 @@ impl Optimizer {
         let channels = layer.channels();
         Ok(Self {
             algorithm,
+            learned: Learned::new(layer.options()),
             step: 0,
             gamma: vec![Memory::default(); channels],
             beta: vec![Memory::default(); channels],
@@ -41,15 +61,23 @@ impl Optimizer {
     }
 
     /// The twin of a GPU optimizer after `step` steps, with the state that the shader keeps for
-    /// γ and for β: slot after slot, `channels` values each.
+    /// γ and for β: slot after slot, `channels` values each. Both are learned, until
+    /// [`Optimizer::for_options`] says otherwise.
     pub(crate) fn resume(algorithm: &Algorithm, step: u64, states: [&[f32]; 2]) -> Self {
         let [gamma, beta] = states.map(|state| Memory::from_slots(algorithm, state));
         Self {
             algorithm: algorithm.clone(),
+            learned: Learned::new(&Options::default()),
             step,
             gamma,
             beta,
         }
+    }
+
+    /// The optimizer for a layer of these options.
+    pub(crate) fn for_options(mut self, options: &Options) -> Self {
+        self.learned = Learned::new(options);
+        self
     }
 
     /// How much the last step magnified relative errors of its state, for each γ and each β:
@@ -91,24 +119,48 @@ impl Optimizer {
             return Err(Error::NoBackward);
         }
         let gradients = layer.gradients();
-        self.update(layer.state_mut(), &gradients)
+        let learned = Learned::new(layer.options());
+        self.descend(layer.state_mut(), &gradients, learned)
     }
 
-    /// Updates γ and β of a layer's state by given gradients.
+    /// Updates γ and β of a layer's state by given gradients, each if it is learned in the layer
+    /// that the optimizer was made for.
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`] for a vector of another length; nothing is then changed.
     pub fn update(&mut self, state: &mut State, gradients: &Gradients) -> Result<(), Error> {
+        self.descend(state, gradients, self.learned)
+    }
+
+    fn descend(
+        &mut self,
+        state: &mut State,
+        gradients: &Gradients,
+        learned: Learned,
+    ) -> Result<(), Error> {
         let channels = self.gamma.len();
         state.check(channels)?;
         crate::layer::check_length("dgamma", gradients.gamma.len(), channels)?;
         crate::layer::check_length("dbeta", gradients.beta.len(), channels)?;
         self.step += 1;
-        let pairs: [(_, &mut Array1<f32>, _); 2] = [
-            (&mut self.gamma, &mut state.gamma, &gradients.gamma),
-            (&mut self.beta, &mut state.beta, &gradients.beta),
+        let both: [(_, _, &mut Array1<f32>, _); 2] = [
+            (
+                learned.gamma,
+                &mut self.gamma,
+                &mut state.gamma,
+                &gradients.gamma,
+            ),
+            (
+                learned.beta,
+                &mut self.beta,
+                &mut state.beta,
+                &gradients.beta,
+            ),
         ];
-        for (memories, parameters, gradients) in pairs {
+        for (learned, memories, parameters, gradients) in both {
+            if !learned {
+                continue;
+            }
             for ((memory, parameter), &gradient) in
                 memories.iter_mut().zip(parameters).zip(gradients)
             {

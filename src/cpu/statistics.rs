@@ -1,8 +1,9 @@
 //! Mean and variance of each channel, and the running statistics. Twin: `shaders/statistics.wgsl`.
 
-use ndarray::{Array1, ArrayBase, Data, Dimension};
+use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
-use super::{Element, Values};
+use super::{Element, Valid, Values};
+use crate::layer::check_length;
 use crate::{Error, Layout, Options};
 
 /// The mean and the population variance of each channel.
@@ -12,9 +13,180 @@ pub struct Statistics {
     pub mean: Array1<f64>,
     /// `Σ(x − mean)² / M`.
     pub var: Array1<f64>,
+    /// M: how many values of each channel they were taken over. A gradient through them divides by
+    /// it. Infinite for constants, through which no gradient flows.
+    pub count: f64,
 }
 
-/// The mean and the population variance of each channel of `x`.
+impl Statistics {
+    /// Statistics that do not depend on the batch: running ones, say.
+    pub fn constant(mean: Array1<f64>, var: Array1<f64>) -> Self {
+        Self {
+            mean,
+            var,
+            count: f64::INFINITY,
+        }
+    }
+
+    /// Fails unless there is one value per channel, and the count is one.
+    pub(super) fn check(&self, channels: usize) -> Result<(), Error> {
+        check_length("mean", self.mean.len(), channels)?;
+        check_length("var", self.var.len(), channels)?;
+        if self.count >= 0.0 {
+            return Ok(());
+        }
+        Err(Error::InvalidParameter {
+            name: "count",
+            expected: "at least 0",
+            value: self.count,
+        })
+    }
+
+    /// Whether they move with the values that they were taken over.
+    pub(super) fn depend_on_batch(&self) -> bool {
+        self.count > 0.0 && self.count.is_finite()
+    }
+
+    /// `√(var + eps)` of a channel.
+    pub(super) fn deviation(&self, channel: usize, eps: f64) -> f64 {
+        (self.var[channel] + eps).sqrt()
+    }
+
+    /// What makes `x̂ = (x − mean)/√(var + eps)` of a value of a channel.
+    pub(super) fn x_hat(&self, channel: usize, eps: f64) -> impl Fn(f64) -> f64 + use<> {
+        let (mean, deviation) = (self.mean[channel], self.deviation(channel, eps));
+        move |x| (x - mean) / deviation
+    }
+}
+
+/// How many values each channel has, their mean and their spread: what is known of a batch, or of a
+/// part of one, which can be merged with others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moments {
+    /// M: how many values of each channel.
+    pub count: f64,
+    /// `Σx / M`; 0 without values.
+    pub mean: Array1<f64>,
+    /// `Σ(x − mean)²`
+    pub m2: Array1<f64>,
+}
+
+impl Moments {
+    /// The moments of all parts together, by Chan's formula (Chan, Golub & LeVeque 1979): as those
+    /// of one batch, but for roundings. A part without values contributes nothing, whatever its
+    /// mean.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameter`] if there is no part, or the count of one is negative or not
+    /// finite; [`Error::ShapeMismatch`] if the vectors differ in length.
+    pub fn merge(parts: &[Self]) -> Result<Self, Error> {
+        let Some(first) = parts.first() else {
+            return Err(Error::InvalidParameter {
+                name: "the number of parts",
+                expected: "at least 1",
+                value: 0.0,
+            });
+        };
+        let channels = first.mean.len();
+        let mut whole = Self {
+            count: 0.0,
+            mean: Array1::zeros(channels),
+            m2: Array1::zeros(channels),
+        };
+        for part in parts {
+            check_length("mean", part.mean.len(), channels)?;
+            check_length("m2", part.m2.len(), channels)?;
+            if !(0.0..f64::INFINITY).contains(&part.count) {
+                return Err(Error::InvalidParameter {
+                    name: "count",
+                    expected: "at least 0 and finite",
+                    value: part.count,
+                });
+            }
+            if part.count > 0.0 {
+                whole.add(part);
+            }
+        }
+        Ok(whole)
+    }
+
+    /// Adds a part that has values.
+    fn add(&mut self, part: &Self) {
+        let count = self.count + part.count;
+        let share = part.count / count;
+        for channel in 0..self.mean.len() {
+            let apart = part.mean[channel] - self.mean[channel];
+            self.mean[channel] += apart * share;
+            self.m2[channel] += part.m2[channel] + apart.powi(2) * self.count * share;
+        }
+        self.count = count;
+    }
+
+    /// The mean and the population variance; 0 and 0 without values.
+    pub fn statistics(&self) -> Statistics {
+        if self.count == 0.0 {
+            return Statistics {
+                mean: Array1::zeros(self.mean.len()),
+                var: Array1::zeros(self.mean.len()),
+                count: 0.0,
+            };
+        }
+        Statistics {
+            mean: self.mean.clone(),
+            var: &self.m2 / self.count,
+            count: self.count,
+        }
+    }
+}
+
+/// The moments of each channel of `x`, over the positions that count.
+///
+/// `valid` has the dimensions of `x` without that of the channels, and says which positions count;
+/// without it all do. What lies at the others is not read. Without any valid position the count,
+/// the means and the sums of squares are 0.
+///
+/// # Errors
+/// Those of [`crate::Shape::new`]; [`Error::ShapeMismatch`] if `valid` has other dimensions.
+pub fn moments<T: Element, S: Data<Elem = T>, D: Dimension>(
+    x: &ArrayBase<S, D>,
+    layout: Layout,
+    valid: Option<&ArrayD<bool>>,
+) -> Result<Moments, Error> {
+    let x = Values::new(x, layout)?;
+    let valid = Valid::new(valid, &x.shape)?;
+    let channels = x.shape.channels();
+    let count = (0..x.shape.values_per_channel())
+        .filter(|&position| valid.at(position))
+        .count() as f64;
+    let mut found = Moments {
+        count,
+        mean: Array1::zeros(channels),
+        m2: Array1::zeros(channels),
+    };
+    if count == 0.0 {
+        return Ok(found);
+    }
+    for run in x.runs() {
+        for (index, value) in run.values.iter().enumerate() {
+            if valid.at(run.position + index) {
+                found.mean[run.channel] += value.to_f64();
+            }
+        }
+    }
+    found.mean /= count;
+    for run in x.runs() {
+        let mean = found.mean[run.channel];
+        for (index, value) in run.values.iter().enumerate() {
+            if valid.at(run.position + index) {
+                found.m2[run.channel] += (value.to_f64() - mean).powi(2);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The mean and the population variance of each channel of `x`: those of [`moments`] over all
+/// positions.
 ///
 /// # Errors
 /// Those of [`crate::Shape::new`]; [`Error::EmptyBatch`] or [`Error::OneValuePerChannel`] with
@@ -23,61 +195,43 @@ pub fn statistics<T: Element, S: Data<Elem = T>, D: Dimension>(
     x: &ArrayBase<S, D>,
     layout: Layout,
 ) -> Result<Statistics, Error> {
-    let x = Values::new(x, layout)?;
-    x.shape.check_trainable()?;
-    let count = x.shape.values_per_channel() as f64;
-
-    let mut mean = Array1::<f64>::zeros(x.shape.channels());
-    for (channel, run) in x.runs() {
-        mean[channel] += run.iter().map(|value| value.to_f64()).sum::<f64>();
-    }
-    mean /= count;
-
-    let mut var = Array1::<f64>::zeros(x.shape.channels());
-    for (channel, run) in x.runs() {
-        let mean = mean[channel];
-        var[channel] += run
-            .iter()
-            .map(|value| (value.to_f64() - mean).powi(2))
-            .sum::<f64>();
-    }
-    var /= count;
-    Ok(Statistics { mean, var })
+    crate::Shape::new(x.shape(), layout)?.check_trainable()?;
+    Ok(moments(x, layout, None)?.statistics())
 }
 
-/// Moves running statistics towards those of a batch with `values_per_channel` values:
-/// `running ← (1 − m)·running + m·batch`, with the momenta and the kind of variance that the
-/// options say.
+/// Moves running statistics towards those of a batch: `running ← (1 − m)·running + m·batch`, with
+/// the momenta and the kind of variance that the options say. `batches` is how many came before.
+///
+/// Statistics over fewer than two values say nothing of a variance, and leave them as they are.
 ///
 /// # Errors
 /// [`Error::ShapeMismatch`] if the vectors differ in length, [`Error::InvalidParameter`] for options
-/// out of range or fewer than two values per channel.
+/// out of range or a negative count.
 pub fn update_running<T: Element>(
     running_mean: &mut Array1<T>,
     running_var: &mut Array1<T>,
     batch: &Statistics,
-    values_per_channel: usize,
     options: &Options,
+    batches: u64,
 ) -> Result<(), Error> {
     options.validate()?;
-    if values_per_channel < 2 {
-        return Err(Error::InvalidParameter {
-            name: "values_per_channel",
-            expected: "at least 2",
-            value: values_per_channel as f64,
-        });
+    let channels = running_mean.len();
+    check_length("running_var", running_var.len(), channels)?;
+    batch.check(channels)?;
+    if batch.count < 2.0 {
+        return Ok(());
     }
-    let channels = batch.mean.len();
-    crate::layer::check_length("running_mean", running_mean.len(), channels)?;
-    crate::layer::check_length("running_var", running_var.len(), channels)?;
-    let correction = options.variance_correction(values_per_channel);
+    // M / (M − lost), which is 1 for an infinite M.
+    let correction = 1.0 / (1.0 - options.running_variance.degrees_lost() / batch.count);
     let step = |running: &mut Array1<T>, batch: &Array1<f64>, momentum: f64, factor: f64| {
         running.zip_mut_with(batch, |running, &batch| {
             let moved = (1.0 - momentum) * running.to_f64() + momentum * (factor * batch);
             *running = T::from_f64(moved);
         });
     };
-    step(running_mean, &batch.mean, options.momentum_mean, 1.0);
-    step(running_var, &batch.var, options.momentum_var, correction);
+    let [weight_mean, weight_var] =
+        [options.momentum_mean, options.momentum_var].map(|momentum| momentum.weight(batches));
+    step(running_mean, &batch.mean, weight_mean, 1.0);
+    step(running_var, &batch.var, weight_var, correction);
     Ok(())
 }

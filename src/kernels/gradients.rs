@@ -1,41 +1,90 @@
 //! Gradients of γ and β: `shaders/gradients.wgsl`.
 
-use super::{EntryPoint, Source, over_tensors, tile_constants};
+use super::{Axis, Choice, EntryPoint, Piece, Variant, library, piece, tile_constants};
 
-const SOURCE: Source = over_tensors!("gradients");
+/// What is declared `read_write` in the shader.
+const WRITES: &[&str] = &["partials", "sums", "dgamma", "dbeta", "coefficient_rows"];
+
+fn pieces(choice: &Choice) -> Vec<Piece> {
+    let mut pieces = library::over_tensors(choice);
+    pieces.extend([
+        piece!("lib/input/x"),
+        piece!("lib/input/dy"),
+        library::valid(choice),
+    ]);
+    pieces.extend(library::cut(choice));
+    pieces.push(piece!("gradients"));
+    pieces
+}
+
+fn constants(variant: &Variant) -> Vec<(&'static str, f64)> {
+    let mut constants = tile_constants(variant);
+    constants.push(("PRODUCTS", f64::from(u8::from(variant.choice.products))));
+    constants
+}
 
 /// Sums over each column and split.
 pub(crate) const PARTIAL: EntryPoint = EntryPoint {
     label: "gradients.partial",
     name: "partial",
-    source: SOURCE,
-    bindings: &[
-        (0, "geometry"),
-        (2, "x"),
-        (3, "dy"),
-        (4, "saved"),
-        (5, "partials"),
+    axes: &[
+        Axis::Form,
+        Axis::Activation,
+        Axis::Residual,
+        Axis::Valid,
+        Axis::Products,
     ],
-    constants: tile_constants,
+    pieces,
+    bindings: |choice| {
+        let mut names = vec!["geometry", "x", "dy", "saved", "partials"];
+        names.extend(library::cut_bindings(choice));
+        if choice.recomputed() {
+            names.extend(["gamma", "beta"]);
+        }
+        if choice.some_valid {
+            names.push("valid");
+        }
+        names
+    },
+    writes: WRITES,
+    constants,
+};
+
+/// Sums over each column, of this shard of a batch.
+pub(crate) const COLLECT: EntryPoint = EntryPoint {
+    label: "gradients.collect",
+    name: "collect",
+    axes: &[Axis::Packing],
+    pieces,
+    bindings: |_| vec!["geometry", "saved", "partials", "sums", "dgamma", "dbeta"],
+    writes: WRITES,
+    constants,
 };
 
 /// Gradients of each column.
 pub(crate) const MERGE: EntryPoint = EntryPoint {
     label: "gradients.merge",
     name: "merge",
-    source: SOURCE,
-    bindings: &[
-        (0, "geometry"),
-        (1, "constants"),
-        (4, "saved"),
-        (5, "partials"),
-        (6, "dgamma"),
-        (7, "dbeta"),
-    ],
-    constants: tile_constants,
+    axes: &[Axis::Packing],
+    pieces,
+    bindings: |_| {
+        vec![
+            "geometry",
+            "gamma",
+            "beta",
+            "saved",
+            "partials",
+            "dgamma",
+            "dbeta",
+            "coefficient_rows",
+        ]
+    },
+    writes: WRITES,
+    constants,
 };
 
-/// Values per channel in `partials`.
-pub(crate) fn partial_rows(splits: u64) -> u64 {
-    2 + 2 * splits
-}
+/// Values per channel in a partial result: Σg, Σg·(x − mean).
+pub(crate) const SUMS_ROWS: u64 = 2;
+
+/// Values per channel in what the gradient of x needs.
+pub(crate) const COEFFICIENT_ROWS: u64 = 6;

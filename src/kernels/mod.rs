@@ -1,114 +1,336 @@
 //! The kernels: one module per shader, under the shader's name.
 //!
 //! A module here names its shader's entry points and bindings. How work is divided is decided in
-//! `division.rs`; what is run for an operation, and on which buffers, in `plan.rs`.
+//! `division.rs`; what is run for an operation, and on which buffers, in `plan/`.
 
 pub(crate) mod gradients;
 pub(crate) mod input_gradient;
+pub(crate) mod library;
 pub(crate) mod normalize;
 pub(crate) mod optimizer;
 pub(crate) mod statistics;
 
-use crate::division::{Launch, Packing};
-use crate::{Error, Gpu};
+use std::collections::BTreeSet;
 
-/// A shader's text.
+use crate::division::{Form, Launch, Packing};
+use crate::{DType, Error, Gpu};
+pub(crate) use library::ActivationFile;
+
+/// One file in `shaders/`.
 #[derive(Clone, Copy, Debug)]
-enum Source {
-    /// Over tensors: once for each packing, in the order of [`Packing`].
-    Packed([&'static str; 3]),
-    /// Over vectors, whatever the packing.
-    Plain(&'static str),
+pub(crate) struct Piece {
+    /// Its path there, without the extension.
+    name: &'static str,
+    text: &'static str,
 }
 
-/// The text of a shader over tensors: packing, tile, constants and the kernel itself.
-macro_rules! over_tensors {
-    ($kernel:literal) => {
-        $crate::kernels::Source::Packed([
-            $crate::kernels::over_tensors!("pack_scalar", $kernel),
-            $crate::kernels::over_tensors!("pack_inner", $kernel),
-            $crate::kernels::over_tensors!("pack_channels", $kernel),
-        ])
-    };
-    ($packing:literal, $kernel:literal) => {
-        concat!(
-            $crate::kernels::shader!("lib/", $packing),
-            $crate::kernels::shader!("lib/tile"),
-            $crate::kernels::shader!("lib/constants"),
-            $crate::kernels::shader!($kernel),
-        )
+macro_rules! piece {
+    ($name:literal) => {
+        $crate::kernels::Piece {
+            name: $name,
+            text: include_str!(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/shaders/",
+                $name,
+                ".wgsl"
+            )),
+        }
     };
 }
-use over_tensors;
+use piece;
 
-/// The text of one file in `shaders/`.
-macro_rules! shader {
-    ($($name:literal),+) => {
-        include_str!(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/shaders/",
-            $($name,)+
-            ".wgsl"
-        ))
-    };
+/// Every variable that a shader binds: the same number under the same name in all of `shaders/`,
+/// but for `shaders/optimizer.wgsl`.
+const BINDINGS: [&str; 21] = [
+    "geometry",
+    "constants",
+    "x",
+    "y",
+    "dy",
+    "dx",
+    "residual",
+    "residual_gradient",
+    "mask",
+    "valid",
+    "gamma",
+    "beta",
+    "saved",
+    "running_mean",
+    "running_var",
+    "partials",
+    "moments",
+    "sums",
+    "dgamma",
+    "dbeta",
+    "coefficient_rows",
+];
+
+/// Those of `shaders/optimizer.wgsl`.
+const OPTIMIZER_BINDINGS: [&str; 4] = ["settings", "gradient", "parameter", "state"];
+
+/// The number of a binding.
+fn binding_number(name: &str) -> u32 {
+    let numbered = BINDINGS.iter().position(|known| *known == name);
+    let numbered = numbered.or_else(|| OPTIMIZER_BINDINGS.iter().position(|known| *known == name));
+    numbered.unwrap_or(BINDINGS.len()) as u32
 }
-use shader;
+
+/// All that a kernel's text depends on, but for its workgroup's shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Choice {
+    pub(crate) form: Form,
+    /// Whether f16 is read by the device's own instruction.
+    pub(crate) native_f16: bool,
+    pub(crate) activation: ActivationFile,
+    /// Whether a residual is added before the activation.
+    pub(crate) residual: bool,
+    /// Whether the gradient of the residual is wanted.
+    pub(crate) residual_gradient: bool,
+    /// Whether only some positions count.
+    pub(crate) some_valid: bool,
+    /// Whether y is written over x, or dx over dy.
+    pub(crate) in_place: bool,
+    /// Whether to normalize by running statistics, not by saved ones.
+    pub(crate) running: bool,
+    /// Whether dγ or dx is wanted, and not dβ alone.
+    pub(crate) products: bool,
+    /// Whether the statistics depend on x.
+    pub(crate) batch_statistics: bool,
+}
+
+impl Choice {
+    /// The plainest: training by the batch's statistics, nothing fused.
+    pub(crate) fn plain(form: Form) -> Self {
+        Self {
+            form,
+            native_f16: false,
+            activation: ActivationFile::Identity,
+            residual: false,
+            residual_gradient: false,
+            some_valid: false,
+            in_place: false,
+            running: false,
+            products: true,
+            batch_statistics: true,
+        }
+    }
+
+    /// For kernels over vectors, which depend on nothing.
+    pub(crate) fn of_vectors() -> Self {
+        Self::plain(Form {
+            packing: Packing::Scalar,
+            dtype: DType::F32,
+        })
+    }
+
+    /// Whether what the activation cut goes from the forward to the backward pass as a mask: where
+    /// there is a residual, which the backward pass does not see. Evaluation needs none.
+    pub(crate) fn masked(&self) -> bool {
+        self.residual && self.activation != ActivationFile::Identity && !self.running
+    }
+
+    /// Whether the backward pass computes anew what the activation cut.
+    fn recomputed(&self) -> bool {
+        self.activation != ActivationFile::Identity && !self.masked()
+    }
+
+    /// The same as far as it matters to a kernel that depends on `axes` alone.
+    fn only(&self, axes: &[Axis]) -> Self {
+        let mut only = Self::of_vectors();
+        for axis in axes {
+            match axis {
+                Axis::Form => {
+                    only.form = self.form;
+                    only.native_f16 = self.native_f16;
+                }
+                Axis::Packing => only.form.packing = self.form.packing,
+                Axis::Activation => only.activation = self.activation,
+                Axis::Residual => only.residual = self.residual,
+                Axis::ResidualGradient => only.residual_gradient = self.residual_gradient,
+                Axis::Valid => only.some_valid = self.some_valid,
+                Axis::InPlace => only.in_place = self.in_place,
+                Axis::Running => only.running = self.running,
+                Axis::Products => only.products = self.products,
+                Axis::BatchStatistics => only.batch_statistics = self.batch_statistics,
+            }
+        }
+        only
+    }
+
+    /// Every choice that an operation may make.
+    fn all() -> impl Iterator<Item = Self> {
+        let forms = Form::ALL.into_iter();
+        forms.flat_map(move |form| {
+            ActivationFile::ALL.into_iter().flat_map(move |activation| {
+                (0..1_u32 << 8).filter_map(move |flags| {
+                    let flag = |bit: u32| flags >> bit & 1 == 1;
+                    let choice = Self {
+                        form,
+                        activation,
+                        residual: flag(0),
+                        residual_gradient: flag(1),
+                        some_valid: flag(2),
+                        in_place: flag(3),
+                        running: flag(4),
+                        products: flag(5),
+                        batch_statistics: flag(6),
+                        native_f16: flag(7),
+                    };
+                    choice.is_legal().then_some(choice)
+                })
+            })
+        })
+    }
+
+    fn is_legal(&self) -> bool {
+        // The gradient of a residual is of one that is there, and through constants every position
+        // is like another.
+        (self.residual || !self.residual_gradient)
+            && (self.batch_statistics || !self.some_valid)
+            && (self.form.dtype == DType::F16 || !self.native_f16)
+    }
+}
+
+/// Something that a kernel's text may depend on: a field of [`Choice`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Axis {
+    /// Packing and storage type.
+    Form,
+    /// The packing alone.
+    Packing,
+    Activation,
+    Residual,
+    ResidualGradient,
+    Valid,
+    InPlace,
+    Running,
+    Products,
+    BatchStatistics,
+}
 
 /// `Constants` of `shaders/lib/constants.wgsl`, field by field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct Constants {
     pub(crate) eps: f32,
-    pub(crate) inverse_count: f32,
-    pub(crate) variance_correction: f32,
     pub(crate) momentum_mean: f32,
     pub(crate) momentum_var: f32,
+    pub(crate) degrees_lost: f32,
+    pub(crate) slope: f32,
+    pub(crate) least: f32,
+    pub(crate) most: f32,
 }
 
-/// An entry point of a shader, with the names of the bindings it uses.
+/// An entry point of a shader.
 #[derive(Debug)]
 pub(crate) struct EntryPoint {
     /// `shader.entry_point`, as it shows in a debugger behind `batch_norm.`.
     pub(crate) label: &'static str,
     pub(crate) name: &'static str,
-    source: Source,
-    /// Binding numbers and the names of the variables in the shader.
-    pub(crate) bindings: &'static [(u32, &'static str)],
+    /// What it depends on.
+    axes: &'static [Axis],
+    /// The files that its text is made of.
+    pieces: fn(&Choice) -> Vec<Piece>,
+    /// The names of the variables that it binds.
+    bindings: fn(&Choice) -> Vec<&'static str>,
+    /// Those that the shader may write.
+    writes: &'static [&'static str],
     /// The values of the override constants.
     constants: fn(&Variant) -> Vec<(&'static str, f64)>,
 }
 
-/// An entry point's label, the packing and the workgroup's shape.
-pub(crate) type PipelineKey = (&'static str, Packing, u32, u32);
+impl EntryPoint {
+    /// The names of the buffers that a dispatch may write, and of those that it only reads.
+    pub(crate) fn uses(&self, choice: &Choice) -> (Vec<&'static str>, Vec<&'static str>) {
+        (self.bindings)(&choice.only(self.axes))
+            .into_iter()
+            .partition(|name| self.writes.contains(name))
+    }
+}
+
+/// An entry point's label, what it depends on, and the workgroup's shape.
+pub(crate) type PipelineKey = (&'static str, Choice, u32, u32);
 
 /// A kernel's entry point with everything that its pipeline depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Variant {
     entry: &'static EntryPoint,
-    packing: Packing,
+    choice: Choice,
     lanes_x: u32,
     lanes_y: u32,
 }
 
 impl Variant {
-    /// What tells its pipeline from others.
-    pub(crate) fn key(&self) -> PipelineKey {
-        (self.entry.label, self.packing, self.lanes_x, self.lanes_y)
+    pub(crate) fn new(entry: &'static EntryPoint, choice: &Choice, launch: Launch) -> Self {
+        Self {
+            entry,
+            choice: choice.only(entry.axes),
+            lanes_x: launch.lanes_x,
+            lanes_y: launch.lanes_y,
+        }
     }
 
-    fn source(&self) -> &'static str {
-        match self.entry.source {
-            Source::Packed(texts) => texts[self.packing as usize],
-            Source::Plain(text) => text,
+    /// What tells its pipeline from others.
+    pub(crate) fn key(&self) -> PipelineKey {
+        (self.entry.label, self.choice, self.lanes_x, self.lanes_y)
+    }
+
+    /// The text, and the names of the files that it is made of.
+    fn source(&self) -> (String, Vec<&'static str>) {
+        let pieces = (self.entry.pieces)(&self.choice);
+        let texts: Vec<_> = pieces.iter().map(|piece| piece.text).collect();
+        let names = pieces.iter().map(|piece| piece.name).collect();
+        (texts.join("\n"), names)
+    }
+
+    /// The entry point, what tells it from the plainest variant, and the workgroup.
+    fn name(&self) -> String {
+        let choice = &self.choice;
+        let mut words = vec![self.entry.label.to_owned()];
+        // A shader over vectors has no packing.
+        if !self.entry.axes.is_empty() {
+            words.push(format!("{:?}", choice.form.packing));
         }
+        if self.entry.axes.contains(&Axis::Form) {
+            words.push(format!("{:?}", choice.form.dtype));
+        }
+        if choice.activation != ActivationFile::Identity {
+            words.push(format!("{:?}", choice.activation));
+        }
+        for (flag, word) in [
+            (choice.native_f16, "native_f16"),
+            (choice.residual, "residual"),
+            (choice.residual_gradient, "residual_gradient"),
+            (choice.some_valid, "some_valid"),
+            (choice.in_place, "in_place"),
+            (choice.running, "running"),
+            (!choice.products, "dbeta_alone"),
+            (!choice.batch_statistics, "constants"),
+        ] {
+            if flag {
+                words.push(word.to_owned());
+            }
+        }
+        words.push(format!("{}x{}", self.lanes_x, self.lanes_y));
+        words.join(".").to_lowercase()
+    }
+
+    /// The bindings' numbers and names.
+    fn bindings(&self) -> Vec<(u32, &'static str)> {
+        let names: BTreeSet<_> = (self.entry.bindings)(&self.choice)
+            .into_iter()
+            .map(|name| (binding_number(name), name))
+            .collect();
+        names.into_iter().collect()
     }
 
     /// Compiles the variant. Errors go to the error scopes in force.
     pub(crate) fn compile(&self, device: &wgpu::Device) -> wgpu::ComputePipeline {
         let label = format!("batch_norm.{}", self.entry.label);
+        let (source, _) = self.source();
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(&label),
-            source: wgpu::ShaderSource::Wgsl(self.source().into()),
+            source: wgpu::ShaderSource::Wgsl(source.into()),
         });
         device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(&label),
@@ -123,14 +345,31 @@ impl Variant {
             cache: None,
         })
     }
+
+    /// Every variant with workgroups of this shape.
+    fn all(lanes_x: u32, lanes_y: u32) -> impl Iterator<Item = Self> {
+        let launch = Launch {
+            lanes_x,
+            lanes_y,
+            grid: [1, 1],
+        };
+        ENTRY_POINTS.into_iter().flat_map(move |entry| {
+            let mut seen = std::collections::HashSet::new();
+            Choice::all()
+                .map(move |choice| Self::new(entry, &choice, launch))
+                .filter(move |variant| seen.insert(variant.choice))
+        })
+    }
 }
 
-const ENTRY_POINTS: [&EntryPoint; 10] = [
+const ENTRY_POINTS: [&EntryPoint; 12] = [
     &statistics::PARTIAL,
+    &statistics::COLLECT,
     &statistics::MERGE,
-    &normalize::BATCH,
-    &normalize::RUNNING,
+    &statistics::FIXED,
+    &normalize::MAIN,
     &gradients::PARTIAL,
+    &gradients::COLLECT,
     &gradients::MERGE,
     &input_gradient::MAIN,
     &optimizer::SGD,
@@ -142,52 +381,42 @@ const ENTRY_POINTS: [&EntryPoint; 10] = [
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ShaderText {
-    /// Shader, entry point, packing and workgroup, as `statistics.partial.inner.1x256`.
+    /// Shader, entry point, packing, storage type, what is fused to it, and workgroup, as
+    /// `normalize.main.inner.f32.relu.1x256`.
     pub name: String,
     /// The WGSL text.
-    pub source: &'static str,
+    pub source: String,
     /// The entry point in it.
     pub entry_point: &'static str,
     /// Values of the override constants.
     pub constants: Vec<(&'static str, f64)>,
 }
 
-/// Every shader that this crate may give to a driver, in each packing and for some shapes of the
-/// workgroup: for whoever wants to see what a compiler makes of them.
+/// Every shader that this crate may give to a driver, in one shape of the workgroup, and those that
+/// compute on f32 with nothing fused in some more: for whoever wants to see what a compiler makes
+/// of them.
 ///
 /// ```
 /// let names: Vec<_> = wgpu_batchnorm::shader_texts().map(|text| text.name).collect();
-/// assert!(names.contains(&"normalize.batch.channels.32x8".to_owned()));
+/// assert!(names.contains(&"normalize.main.channels.f16.relu.residual.1x256".to_owned()));
+/// assert!(names.contains(&"statistics.partial.inner.f32.32x8".to_owned()));
 /// ```
 pub fn shader_texts() -> impl Iterator<Item = ShaderText> {
-    let workgroups = [(1, 256), (32, 8), (3, 64), (1, 8), (8, 1)];
-    ENTRY_POINTS.into_iter().flat_map(move |entry| {
-        // A shader over vectors has no packing, and no lanes that share a column.
-        let over_tensors = matches!(entry.source, Source::Packed(_));
-        let packings = Packing::ALL
-            .into_iter()
-            .take(if over_tensors { 3 } else { 1 });
-        packings.flat_map(move |packing| {
-            let workgroups = workgroups
-                .into_iter()
-                .filter(move |&(_, lanes_y)| over_tensors || lanes_y == 1);
-            workgroups.map(move |(lanes_x, lanes_y)| {
-                let variant = Variant {
-                    entry,
-                    packing,
-                    lanes_x,
-                    lanes_y,
-                };
-                let packing = format!("{packing:?}").to_lowercase();
-                ShaderText {
-                    name: format!("{}.{packing}.{lanes_x}x{lanes_y}", entry.label),
-                    source: variant.source(),
-                    entry_point: entry.name,
-                    constants: (entry.constants)(&variant),
-                }
-            })
+    let plain_in = |(lanes_x, lanes_y)| {
+        Variant::all(lanes_x, lanes_y).filter(|variant| {
+            let choice = &variant.choice;
+            choice.form.dtype == DType::F32 && *choice == Choice::plain(choice.form)
         })
-    })
+    };
+    let more = [(32, 8), (3, 64), (1, 8), (8, 1)].into_iter();
+    Variant::all(1, 256)
+        .chain(more.flat_map(plain_in))
+        .map(|variant| ShaderText {
+            name: variant.name(),
+            source: variant.source().0,
+            entry_point: variant.entry.name,
+            constants: (variant.entry.constants)(&variant),
+        })
 }
 
 /// The override constants of `shaders/lib/tile.wgsl`.
@@ -216,36 +445,26 @@ impl std::fmt::Debug for Dispatch {
 }
 
 impl Dispatch {
-    /// Binds `buffers`, by name one for each of the entry point's bindings and in their order.
-    pub(crate) fn new(
+    /// A dispatch of a kernel that binds what `buffer` gives for each name.
+    pub(crate) fn new<'a>(
         gpu: &Gpu,
         entry: &'static EntryPoint,
-        packing: Packing,
+        choice: &Choice,
         launch: Launch,
-        buffers: &[(&'static str, wgpu::BufferBinding<'_>)],
+        buffer: impl Fn(&'static str) -> Option<wgpu::BufferBinding<'a>>,
     ) -> Result<Self, Error> {
-        debug_assert!(
-            entry
-                .bindings
-                .iter()
-                .map(|(_, name)| name)
-                .eq(buffers.iter().map(|(name, _)| name)),
-            "the bindings of {}",
-            entry.label
-        );
-        let pipeline = gpu.pipeline(Variant {
-            entry,
-            packing,
-            lanes_x: launch.lanes_x,
-            lanes_y: launch.lanes_y,
-        })?;
-        let entries: Vec<_> = entry
-            .bindings
+        let variant = Variant::new(entry, choice, launch);
+        let pipeline = gpu.pipeline(variant)?;
+        let bindings = variant.bindings();
+        let entries: Vec<_> = bindings
             .iter()
-            .zip(buffers)
-            .map(|(&(binding, _), (_, buffer))| wgpu::BindGroupEntry {
-                binding,
-                resource: wgpu::BindingResource::Buffer(buffer.clone()),
+            .filter_map(|&(binding, name)| {
+                let buffer = buffer(name);
+                debug_assert!(buffer.is_some(), "{} needs {name}", entry.label);
+                Some(wgpu::BindGroupEntry {
+                    binding,
+                    resource: wgpu::BindingResource::Buffer(buffer?),
+                })
             })
             .collect();
         let label = format!("batch_norm.{}", entry.label);
@@ -278,75 +497,115 @@ mod tests {
     use super::*;
     use crate::division::Geometry;
 
-    fn parsed(entry: &'static EntryPoint, packing: Packing) -> naga::Module {
-        let variant = Variant {
-            entry,
+    fn parsed(variant: &Variant) -> naga::Module {
+        let (source, pieces) = variant.source();
+        let twice = pieces.iter().collect::<BTreeSet<_>>().len() < pieces.len();
+        assert!(!twice, "{}: {pieces:?}", variant.name());
+        naga::front::wgsl::parse_str(&source)
+            .unwrap_or_else(|error| panic!("{}: {}", variant.name(), error.emit_to_string(&source)))
+    }
+
+    fn plain(entry: &'static EntryPoint, packing: Packing) -> Variant {
+        let form = Form {
             packing,
+            dtype: DType::F32,
+        };
+        let launch = Launch {
             lanes_x: 2,
             lanes_y: 4,
+            grid: [1, 1],
         };
-        let source = variant.source();
-        naga::front::wgsl::parse_str(source)
-            .unwrap_or_else(|error| panic!("{}", error.emit_to_string(source)))
+        Variant::new(entry, &Choice::plain(form), launch)
     }
 
     #[test]
-    fn bindings_are_those_that_the_shader_uses() {
-        for entry in ENTRY_POINTS {
-            for packing in Packing::ALL {
-                let module = parsed(entry, packing);
-                let info = naga::valid::Validator::new(
-                    naga::valid::ValidationFlags::all(),
-                    naga::valid::Capabilities::empty(),
-                )
-                .validate(&module)
-                .unwrap();
-                let index = module
-                    .entry_points
-                    .iter()
-                    .position(|found| found.name == entry.name)
-                    .unwrap_or_else(|| panic!("{} has no such entry point", entry.label));
-                let used: Vec<_> = module
-                    .global_variables
-                    .iter()
-                    .filter(|(handle, _)| !info.get_entry_point(index)[*handle].is_empty())
-                    .filter_map(|(_, variable)| {
-                        let binding = variable.binding.as_ref()?;
-                        assert_eq!(binding.group, 0);
-                        Some((binding.binding, variable.name.clone().unwrap()))
-                    })
-                    .collect();
-                let named: Vec<_> = entry
-                    .bindings
-                    .iter()
-                    .map(|&(binding, name)| (binding, name.to_owned()))
-                    .collect();
-                assert_eq!(used, named, "{} {packing:?}", entry.label);
-            }
-        }
-    }
+    fn bindings_and_constants_are_those_that_the_shader_uses() {
+        for variant in Variant::all(2, 4) {
+            let module = parsed(&variant);
+            let mut capabilities = naga::valid::Capabilities::empty();
+            capabilities.set(
+                naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32,
+                variant.choice.native_f16,
+            );
+            let info =
+                naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
+                    .validate(&module)
+                    .unwrap_or_else(|error| panic!("{}: {error:?}", variant.name()));
+            let index = module
+                .entry_points
+                .iter()
+                .position(|found| found.name == variant.entry.name)
+                .unwrap_or_else(|| panic!("{} has no such entry point", variant.name()));
+            let used: Vec<_> = module
+                .global_variables
+                .iter()
+                .filter(|(handle, _)| !info.get_entry_point(index)[*handle].is_empty())
+                .filter_map(|(_, variable)| {
+                    let binding = variable.binding.as_ref()?;
+                    assert_eq!(binding.group, 0);
+                    Some((binding.binding, variable.name.clone().unwrap()))
+                })
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect();
+            let named: Vec<_> = variant
+                .bindings()
+                .into_iter()
+                .map(|(binding, name)| (binding, name.to_owned()))
+                .collect();
+            assert_eq!(used, named, "{}", variant.name());
+            let writes: BTreeSet<_> = module
+                .global_variables
+                .iter()
+                .filter(|(handle, _)| !info.get_entry_point(index)[*handle].is_empty())
+                .filter(|(_, variable)| match variable.space {
+                    naga::AddressSpace::Storage { access } => {
+                        access.contains(naga::StorageAccess::STORE)
+                    }
+                    _ => false,
+                })
+                .filter_map(|(_, variable)| variable.name.clone())
+                .collect();
+            let said = variant.entry.uses(&variant.choice).0;
+            let said: BTreeSet<_> = said.into_iter().map(str::to_owned).collect();
+            assert_eq!(writes, said, "{}", variant.name());
+            let storage = named.len() - 1 - usize::from(named.iter().any(|(at, _)| *at == 1));
+            assert!(storage <= 7, "{} binds {storage} buffers", variant.name());
 
-    #[test]
-    fn override_constants_are_those_of_the_shader() {
-        for entry in ENTRY_POINTS {
-            let variant = Variant {
-                entry,
-                packing: Packing::Scalar,
-                lanes_x: 2,
-                lanes_y: 4,
-            };
-            let given: BTreeSet<_> = (entry.constants)(&variant)
+            let given: BTreeSet<_> = (variant.entry.constants)(&variant)
                 .into_iter()
                 .map(|(name, _)| name.to_owned())
                 .collect();
-            let module = parsed(entry, Packing::Scalar);
             let declared: BTreeSet<_> = module
                 .overrides
                 .iter()
                 .filter_map(|(_, constant)| constant.name.clone())
                 .collect();
-            assert_eq!(given, declared, "{}", entry.label);
+            assert_eq!(given, declared, "{}", variant.name());
         }
+    }
+
+    /// Every file in `shaders/` is a piece of some shader.
+    #[test]
+    fn no_file_is_left_over() {
+        fn files(folder: &std::path::Path, found: &mut BTreeSet<String>) {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    files(&path, found);
+                } else {
+                    found.insert(path.with_extension("").to_string_lossy().into_owned());
+                }
+            }
+        }
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/");
+        let mut found = BTreeSet::new();
+        files(folder.as_ref(), &mut found);
+        let used: BTreeSet<_> = Variant::all(1, 1)
+            .flat_map(|variant| variant.source().1)
+            .map(|name| format!("{folder}{name}"))
+            .collect();
+        assert_eq!(found, used);
     }
 
     /// The offsets, sizes and names of a struct's fields as the shader lays them out.
@@ -382,15 +641,17 @@ mod tests {
     fn structs_are_laid_out_alike() {
         use optimizer::Settings;
 
-        let module = parsed(&statistics::MERGE, Packing::Channels);
+        let module = parsed(&plain(&statistics::MERGE, Packing::Channels));
         assert_same_struct!(
             &module,
             Constants {
                 eps,
-                inverse_count,
-                variance_correction,
                 momentum_mean,
                 momentum_var,
+                degrees_lost,
+                slope,
+                least,
+                most,
             }
         );
         assert_same_struct!(
@@ -411,11 +672,19 @@ mod tests {
                 first_column,
                 first_split,
                 all_columns,
+                first_number,
+                value_offset,
+                values,
+                inner,
+                mask_first,
+                mask_column_step,
+                mask_word_step,
+                mask_shift,
                 padding,
                 probes,
             }
         );
-        let module = parsed(&optimizer::ADAM, Packing::Scalar);
+        let module = parsed(&plain(&optimizer::ADAM, Packing::Scalar));
         assert_same_struct!(
             &module,
             Settings {

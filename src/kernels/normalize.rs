@@ -1,39 +1,55 @@
-//! Normalize, scale and shift: `shaders/normalize.wgsl`.
+//! Normalize, scale and shift, with what is fused to it: `shaders/normalize.wgsl`.
 
-use super::{EntryPoint, Source, over_tensors, tile_constants};
+use super::{Axis, Choice, EntryPoint, Piece, library, piece, tile_constants};
 
-const SOURCE: Source = over_tensors!("normalize");
+/// What is declared `read_write` in the shader.
+const WRITES: &[&str] = &["y", "mask"];
 
-/// With the statistics of the batch.
-pub(crate) const BATCH: EntryPoint = EntryPoint {
-    label: "normalize.batch",
-    name: "batch",
-    source: SOURCE,
-    bindings: &[
-        (0, "geometry"),
-        (2, "x"),
-        (3, "y"),
-        (4, "gamma"),
-        (5, "beta"),
-        (6, "saved"),
+fn pieces(choice: &Choice) -> Vec<Piece> {
+    let mut pieces = library::over_tensors(choice);
+    pieces.extend([
+        library::x(choice),
+        library::centre(choice),
+        library::residual(choice),
+        library::map(choice),
+    ]);
+    // To keep what was cut takes an activation, which is not a piece twice.
+    pieces.push(library::activation(choice));
+    pieces.extend(library::keep(choice));
+    pieces.push(piece!("normalize"));
+    pieces
+}
+
+pub(crate) const MAIN: EntryPoint = EntryPoint {
+    label: "normalize.main",
+    name: "main",
+    axes: &[
+        Axis::Form,
+        Axis::Activation,
+        Axis::Residual,
+        Axis::InPlace,
+        Axis::Running,
     ],
-    constants: tile_constants,
-};
-
-/// With running statistics.
-pub(crate) const RUNNING: EntryPoint = EntryPoint {
-    label: "normalize.running",
-    name: "running",
-    source: SOURCE,
-    bindings: &[
-        (0, "geometry"),
-        (1, "constants"),
-        (2, "x"),
-        (3, "y"),
-        (4, "gamma"),
-        (5, "beta"),
-        (7, "running_mean"),
-        (8, "running_var"),
-    ],
+    pieces,
+    bindings: |choice| {
+        let mut names = vec!["geometry", "y", "gamma", "beta"];
+        if !choice.in_place {
+            names.push("x");
+        }
+        if choice.running {
+            names.extend(["constants", "running_mean", "running_var"]);
+        } else {
+            names.push("saved");
+            names.extend(library::activation_bindings(choice));
+        }
+        if choice.residual {
+            names.push("residual");
+        }
+        if choice.masked() {
+            names.push("mask");
+        }
+        names
+    },
+    writes: WRITES,
     constants: tile_constants,
 };

@@ -1,14 +1,17 @@
 //! Steps of gradient descent: `shaders/optimizer.wgsl`.
 
-use super::{EntryPoint, Source, Variant, shader};
+use super::{Choice, EntryPoint, Piece, Variant, piece};
 
-const SOURCE: Source = Source::Plain(shader!("optimizer"));
-const BINDINGS: &[(u32, &str)] = &[
-    (0, "settings"),
-    (1, "gradient"),
-    (2, "parameter"),
-    (3, "state"),
-];
+/// What is declared `read_write` in the shader.
+const WRITES: &[&str] = &["parameter", "state"];
+
+fn pieces(_: &Choice) -> Vec<Piece> {
+    vec![piece!("optimizer")]
+}
+
+fn bindings(_: &Choice) -> Vec<&'static str> {
+    vec!["settings", "gradient", "parameter", "state"]
+}
 
 fn constants(variant: &Variant) -> Vec<(&'static str, f64)> {
     vec![("LANES", f64::from(variant.lanes_x))]
@@ -18,8 +21,10 @@ fn constants(variant: &Variant) -> Vec<(&'static str, f64)> {
 pub(crate) const SGD: EntryPoint = EntryPoint {
     label: "optimizer.sgd",
     name: "sgd",
-    source: SOURCE,
-    bindings: BINDINGS,
+    axes: &[],
+    pieces,
+    bindings,
+    writes: WRITES,
     constants,
 };
 
@@ -27,8 +32,10 @@ pub(crate) const SGD: EntryPoint = EntryPoint {
 pub(crate) const RMSPROP: EntryPoint = EntryPoint {
     label: "optimizer.rmsprop",
     name: "rmsprop",
-    source: SOURCE,
-    bindings: BINDINGS,
+    axes: &[],
+    pieces,
+    bindings,
+    writes: WRITES,
     constants,
 };
 
@@ -36,8 +43,10 @@ pub(crate) const RMSPROP: EntryPoint = EntryPoint {
 pub(crate) const ADAM: EntryPoint = EntryPoint {
     label: "optimizer.adam",
     name: "adam",
-    source: SOURCE,
-    bindings: BINDINGS,
+    axes: &[],
+    pieces,
+    bindings,
+    writes: WRITES,
     constants,
 };
 

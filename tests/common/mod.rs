@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "every test binary uses a part of this")]
 
+pub mod modes;
+pub mod operations;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libtest_mimic::{Failed, Trial};

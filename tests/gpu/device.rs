@@ -3,8 +3,8 @@
 use libtest_mimic::Trial;
 use ndarray::array;
 use wgpu_batchnorm::{
-    BatchNorm, Checked, Error, ForwardBuffers, Gpu, Layout, Mode, Optimizer, Options, Plan, Sgd,
-    Shape, Tensor, Tuning, wgpu,
+    BatchNorm, Checked, DType, Error, ForwardBuffers, Gpu, Layout, Mode, Optimizer, Options, Plan,
+    Sgd, Shape, Tensor, Tuning, wgpu,
 };
 
 use crate::common::{Adapter, Outcome, normal};
@@ -64,7 +64,7 @@ fn default_limits(gpu: &Gpu) -> Outcome {
     }
     // A buffer may have 256 MiB.
     let shape = Shape::new(&[(1 << 26) + 1, 1], Layout::ChannelsFirst)?;
-    match Plan::new(&gpu, &shape, &Options::default()) {
+    match Plan::new(&gpu, &shape, DType::F32, &Options::default()) {
         Err(Error::TooLarge { bytes, limit, .. }) => {
             ensure!(
                 bytes == (1 << 28) + 4 && limit == 1 << 28,
@@ -123,7 +123,7 @@ fn small_bindings(gpu: &Gpu) -> Outcome {
 
 fn low_limits(gpu: &Gpu) -> Outcome {
     let limits = wgpu::Limits {
-        max_storage_buffers_per_shader_stage: 4,
+        max_storage_buffers_per_shader_stage: 6,
         ..wgpu::Limits::default()
     };
     let error = open(gpu, limits).err().map(|error| error.to_string());
@@ -140,7 +140,7 @@ fn low_limits(gpu: &Gpu) -> Outcome {
     let gpu_downlevel = open(
         gpu,
         wgpu::Limits {
-            max_storage_buffers_per_shader_stage: 6,
+            max_storage_buffers_per_shader_stage: 7,
             ..downlevel
         },
     )?;
@@ -209,7 +209,7 @@ fn other_device(gpu: &Gpu) -> Outcome {
     );
 
     // A bare buffer does not say whose it is; wgpu does.
-    let plan = Plan::new(gpu, mine.shape(), &Options::default())?;
+    let plan = Plan::new(gpu, mine.shape(), DType::F32, &Options::default())?;
     let vector = |gpu: &Gpu| {
         gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: None,
@@ -219,16 +219,20 @@ fn other_device(gpu: &Gpu) -> Outcome {
         })
     };
     let (a, b, c, foreign) = (vector(gpu), vector(gpu), vector(gpu), vector(&other));
-    let y = Tensor::zeros(gpu, mine.shape())?;
-    let found = plan.bind_forward(&ForwardBuffers {
-        x: mine.buffer().slice(..8),
-        gamma: foreign.slice(..4),
-        beta: a.slice(..4),
-        y: y.buffer().slice(..8),
-        running_mean: b.slice(..4),
-        running_var: c.slice(..4),
-        saved: vector(gpu).slice(..),
+    let saved = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: plan.saved_bytes(),
+        usage: wgpu::BufferUsages::STORAGE,
+        mapped_at_creation: false,
     });
+    let y = Tensor::zeros(gpu, mine.shape(), DType::F32)?;
+    let buffers = ForwardBuffers::new(mine.buffer().slice(..8), y.buffer().slice(..8))
+        .gamma(foreign.slice(..4))
+        .beta(a.slice(..4))
+        .running_mean(b.slice(..4))
+        .running_var(c.slice(..4))
+        .saved(saved.slice(..));
+    let found = plan.bind_forward(&buffers);
     ensure!(matches!(found, Err(Error::Wgpu { .. })), "{found:?}");
     // The device is none the worse for it.
     layer.forward(&mine)?.to_array_blocking()?;

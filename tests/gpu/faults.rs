@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use libtest_mimic::Trial;
 use wgpu_batchnorm::verify::Checked;
 use wgpu_batchnorm::{
-    BatchNorm, Error, Gpu, Layout, Optimizer, Options, Plan, Sgd, Shape, State, Tensor, cpu, wgpu,
+    BatchNorm, DType, Error, ForwardBuffers, Gpu, Layout, Optimizer, Options, Plan, Sgd, Shape,
+    State, Tensor, cpu, wgpu,
 };
 
 use crate::common::{Adapter, Outcome, normal};
@@ -72,7 +73,7 @@ fn lost_between_calls(gpu: &Gpu) -> Outcome {
         ("set_state", layer.set_state(&State::new(2)).err()),
         ("step", optimizer.step(&mut layer).err()),
         ("a new tensor", batch(&gpu).err()),
-        ("zeros", Tensor::zeros(&gpu, x.shape()).err()),
+        ("zeros", Tensor::zeros(&gpu, x.shape(), DType::F32).err()),
         ("an optimizer", Optimizer::new(&layer, Sgd::default()).err()),
         (
             "a new layer",
@@ -80,7 +81,7 @@ fn lost_between_calls(gpu: &Gpu) -> Outcome {
         ),
         (
             "a new plan",
-            Plan::new(&gpu, x.shape(), &Options::default()).err(),
+            Plan::new(&gpu, x.shape(), DType::F32, &Options::default()).err(),
         ),
     ];
     errors.retain(|(_, error)| *error != Some(Error::DeviceLost));
@@ -173,7 +174,7 @@ fn run_out_of_memory(gpu: &Gpu) -> Outcome {
     for mebibytes in [128, 16, 1] {
         let shape = Shape::new(&[mebibytes << 14, 16], Layout::ChannelsFirst)?;
         loop {
-            match Tensor::zeros(gpu, &shape) {
+            match Tensor::zeros(gpu, &shape, DType::F32) {
                 Ok(tensor) => kept.push(tensor),
                 Err(Error::OutOfMemory { .. }) => break,
                 Err(other) => return Err(format!("a tensor: {other:?}").into()),
@@ -183,14 +184,14 @@ fn run_out_of_memory(gpu: &Gpu) -> Outcome {
     }
     // A plan with a workspace of many MiB.
     let shape = Shape::new(&[2, 1 << 20], Layout::ChannelsFirst)?;
-    let plan = Plan::new(gpu, &shape, &Options::default());
+    let plan = Plan::new(gpu, &shape, DType::F32, &Options::default());
     ensure!(
         matches!(plan, Err(Error::OutOfMemory { .. })),
         "a plan: {plan:?}"
     );
     let upload = Tensor::from_array(
         gpu,
-        &ndarray::Array2::zeros((1 << 20, 4)),
+        &ndarray::Array2::<f32>::zeros((1 << 20, 4)),
         Layout::ChannelsFirst,
     );
     ensure!(
@@ -202,7 +203,7 @@ fn run_out_of_memory(gpu: &Gpu) -> Outcome {
     kept.clear();
     gpu.queue().submit([]);
     gpu.device().poll(wgpu::PollType::wait_indefinitely())?;
-    let x = Tensor::zeros(gpu, &mebibyte)?;
+    let x = Tensor::zeros(gpu, &mebibyte, DType::F32)?;
     BatchNorm::new(gpu, 16, Options::default())?
         .forward(&x)?
         .to_array_blocking()?;
@@ -242,26 +243,23 @@ fn errors_of_the_caller(gpu: &Gpu) -> Outcome {
 
     // An error scope of the caller's around our calls holds none of our errors.
     let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::Validation);
-    let plan = Plan::new(&gpu, x.shape(), &Options::default())?;
+    let plan = Plan::new(&gpu, x.shape(), DType::F32, &Options::default())?;
     let foreign = other.device().create_buffer(&wgpu::BufferDescriptor {
         label: None,
         size: 8,
         usage: wgpu::BufferUsages::STORAGE,
         mapped_at_creation: false,
     });
-    let y = Tensor::zeros(&gpu, x.shape())?;
-    let vectors = Tensor::zeros(&gpu, &Shape::new(&[256, 2], Layout::ChannelsFirst)?)?;
+    let y = Tensor::zeros(&gpu, x.shape(), DType::F32)?;
+    let rows = Shape::new(&[256, 2], Layout::ChannelsFirst)?;
+    let vectors = Tensor::zeros(&gpu, &rows, DType::F32)?;
     let at = |offset| vectors.buffer().slice(offset..offset + 8);
-    let error = plan
-        .bind_inference(&wgpu_batchnorm::InferenceBuffers {
-            x: x.buffer().slice(..),
-            gamma: foreign.slice(..),
-            beta: at(0),
-            running_mean: at(256),
-            running_var: at(512),
-            y: y.buffer().slice(..),
-        })
-        .err();
+    let buffers = ForwardBuffers::new(x.buffer().slice(..), y.buffer().slice(..))
+        .gamma(foreign.slice(..))
+        .beta(at(0))
+        .running_mean(at(256))
+        .running_var(at(512));
+    let error = plan.bind_inference(&buffers).err();
     ensure!(matches!(error, Some(Error::Wgpu { .. })), "{error:?}");
     let seen = pollster::block_on(scope.pop());
     ensure!(seen.is_none(), "the caller's scope saw {seen:?}");

@@ -70,7 +70,8 @@ fn train(gpu: &Gpu, dims: &[usize], layout: Layout) -> Outcome {
     let found = layer.gradients_blocking()?;
 
     let batch = cpu::statistics(&x, layout)?;
-    let expected = cpu::normalize(&x, layout, &batch, 1e-5, &state.gamma, &state.beta)?;
+    let affine = cpu::Affine::new(&state, layer.options());
+    let expected = cpu::normalize(&x, layout, &batch, &affine, None)?;
     // 1e-6, and half a unit in the last place that the CPU's f32 is off itself.
     for (index, (found, expected)) in y.to_array_blocking()?.iter().zip(&expected).enumerate() {
         let apart = (found - expected).abs();
@@ -89,7 +90,7 @@ fn train(gpu: &Gpu, dims: &[usize], layout: Layout) -> Outcome {
         mean_allowed,
     )?;
 
-    let gradients = cpu::gradients(&x, &dy, layout, &batch, 1e-5)?;
+    let gradients = cpu::gradients(&x, &dy, layout, &batch, 1e-5, None)?;
     for (what, found, expected) in [
         ("dgamma", &found.gamma, &gradients.gamma),
         ("dbeta", &found.beta, &gradients.beta),
@@ -97,8 +98,8 @@ fn train(gpu: &Gpu, dims: &[usize], layout: Layout) -> Outcome {
         let allowed = 1e-5 * largest(expected);
         ensure_close(what, found, expected, |_, _| allowed)?;
     }
-    let gamma = &state.gamma;
-    let expected = cpu::input_gradient(&x, &dy, layout, &batch, 1e-5, gamma, &gradients)?;
+    let gamma = &affine.gamma;
+    let expected = cpu::input_gradient(&x, &dy, layout, &batch, 1e-5, gamma, &gradients, None)?;
     let allowed = 1e-5 * expected.fold(0.0_f32, |largest, value| largest.max(value.abs()));
     for (index, (found, expected)) in dx.to_array_blocking()?.iter().zip(&expected).enumerate() {
         let apart = (found - expected).abs();

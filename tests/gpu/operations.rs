@@ -64,7 +64,7 @@ const SHAPES: &[(&[usize], Layout)] = {
 };
 
 /// A tuning unlike the two that are chosen by themselves: narrow, and split as far as it goes.
-fn many_splits(order: LaneOrder) -> Tuning {
+pub fn many_splits(order: LaneOrder) -> Tuning {
     let mut tuning = Tuning::gpu();
     tuning.lanes = 32;
     tuning.lanes_across = 4;

@@ -8,22 +8,19 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use wgpu_batchnorm::verify::Checked;
 use wgpu_batchnorm::{
-    BatchNorm, Gpu, LaneOrder, Layout, Mode, Options, RunningVariance, Shape, State, Tensor, Tuning,
+    BatchNorm, DType, Gpu, LaneOrder, Layout, Mode, Options, RunningVariance, Shape, State, Tensor,
+    Tuning,
 };
 
 use crate::common::{Adapter, Outcome, normal, normal_vector};
-use crate::plan::plan_agrees_with_layer;
+use crate::plan::{Work, plan_agrees_with_layer};
 
 pub fn trials(adapter: &Adapter) -> Vec<Trial> {
     vec![adapter.trial(
         "random cases agree with f64, repeat and stay in bounds",
         |gpu| {
-            let cases = match std::env::var("WGPU_BATCHNORM_CASES") {
-                Ok(number) => number.parse()?,
-                Err(_) => 2000,
-            };
             let config = Config {
-                cases,
+                cases: cases()?,
                 failure_persistence: None,
                 ..Config::default()
             };
@@ -34,6 +31,14 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
             Ok(())
         },
     )]
+}
+
+/// How many random cases to run.
+pub fn cases() -> Result<u32, std::num::ParseIntError> {
+    match std::env::var("WGPU_BATCHNORM_CASES") {
+        Ok(number) => number.parse(),
+        Err(_) => Ok(2000),
+    }
 }
 
 /// The same cases in every run, so that a failure can be run again; another number of cases goes
@@ -159,5 +164,18 @@ fn holds(gpu: &Gpu, case: &Case) -> Outcome {
 
     // The same bits in a second run, from ranges elsewhere in other buffers, and nothing written
     // outside of them.
-    plan_agrees_with_layer(gpu, &shape, &options, &state, &x, &dy, case.gap)
+    plan_agrees_with_layer(
+        gpu,
+        &Work {
+            shape: &shape,
+            dtype: DType::F32,
+            options: &options,
+            state: &state,
+            x,
+            dy,
+            residual: None,
+            valid: None,
+            gap: case.gap,
+        },
+    )
 }

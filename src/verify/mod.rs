@@ -1,14 +1,18 @@
 //! Checks of the GPU against the CPU path: [`Checked`] for a program's own operations,
 //! [`self_check`] for an adapter.
 
-use std::fmt;
+mod self_check;
+
+#[cfg(not(target_arch = "wasm32"))]
+pub use self_check::self_check_blocking;
+pub use self_check::{Case, Report, self_check};
 
 use ndarray::{Array1, ArrayD};
 
-use crate::cpu::{self, Statistics};
+use crate::cpu::{self, Affine, Statistics};
 use crate::{
-    Adam, Algorithm, BatchNorm, Error, Gpu, Layout, Mode, Optimizer, Options, RmsProp, Sgd, Shape,
-    State, Tensor, View,
+    Activation, BatchNorm, DType, Error, Extra, Gpu, InputGradients, Layout, Mode, Optimizer,
+    State, Tensor, Valid, View, Wanted,
 };
 
 /// The first of the values by which the two paths differ most, beyond the tolerance.
@@ -38,11 +42,13 @@ fn difference(gpu: f64, cpu: f64) -> String {
 /// How far the GPU's values may be from those of the CPU path in f64. What is not above 0 allows
 /// nothing.
 ///
-/// Where the CPU's value is not finite, the GPU's must not be either; which of the two infinities
-/// or NaN it is may differ.
+/// Tensors stored in 16 bits may be off by half a unit in the last place more. Where the CPU's value
+/// is not finite, the GPU's must not be either; which of the two infinities or NaN it is may differ.
+/// What lies so near to an edge of the activation that roundings decide may be cut or not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tolerance {
-    /// `y`: in units of `max(|γ|, |y − β|) + |β|`. Default: 1e-6.
+    /// `y`: in units of `max(|γ|, |γ·x̂|) + |β| + |residual|`, times the slope of an activation that is
+    /// steeper than 1. Default: 1e-6.
     pub y: f64,
     /// `dx`, `dγ`, `dβ`: in units of the tensor's largest magnitude, plus a tenth of it in units of
     /// the terms that may cancel, each of which carries up to nine roundings (5.4e-7 in f32) that
@@ -82,9 +88,21 @@ struct Comparison {
 }
 
 impl Comparison {
-    /// Compares values in the order of memory; `allowed` says how far they may be apart at an
-    /// index.
+    /// Compares values in the order of memory, stored in f32; `allowed` says how far they may be
+    /// apart at an index.
     fn new<'a>(
+        tensor: &'static str,
+        view: View,
+        gpu: impl IntoIterator<Item = &'a f32>,
+        cpu: impl IntoIterator<Item = f64>,
+        allowed: impl Fn(usize) -> f64,
+    ) -> Self {
+        Self::of_dtype(DType::F32, tensor, view, gpu, cpu, allowed)
+    }
+
+    /// The same of values stored otherwise.
+    fn of_dtype<'a>(
+        dtype: DType,
         tensor: &'static str,
         view: View,
         gpu: impl IntoIterator<Item = &'a f32>,
@@ -104,8 +122,13 @@ impl Comparison {
             let gpu = f64::from(gpu);
             #[cfg(test)]
             let gpu = gpu + tests::corruption(tensor, index);
-            let allowed = allowed(index).max(0.0);
-            let excess = match (gpu.is_finite(), (cpu as f32).is_finite()) {
+            // Half a unit in the last place of f32 is a part of what is allowed.
+            let rounding = match dtype {
+                DType::F32 => 0.0,
+                _ => dtype.half_ulp(cpu),
+            };
+            let allowed = allowed(index).max(0.0) + rounding;
+            let excess = match (gpu.is_finite(), dtype.holds(cpu)) {
                 (true, true) if gpu == cpu => 0.0,
                 (true, true) => (gpu - cpu).abs() / allowed,
                 (false, false) => 0.0,
@@ -175,6 +198,8 @@ impl Comparison {
 pub struct Checked<'a> {
     layer: &'a mut BatchNorm,
     tolerance: Tolerance,
+    /// The residual of the last forward pass, which the layer itself does not keep.
+    residual: Option<Tensor>,
 }
 
 impl<'a> Checked<'a> {
@@ -183,6 +208,7 @@ impl<'a> Checked<'a> {
         Self {
             layer,
             tolerance: Tolerance::default(),
+            residual: None,
         }
     }
 
@@ -198,7 +224,15 @@ impl<'a> Checked<'a> {
     /// [`Error::Mismatch`] where the two paths differ; those of [`BatchNorm::forward`] and
     /// [`Tensor::to_array`].
     pub async fn forward(&mut self, x: &Tensor) -> Result<Tensor, Error> {
-        let (y, comparisons) = self.compare_forward(x).await?;
+        self.forward_with(x, Extra::default()).await
+    }
+
+    /// [`BatchNorm::forward_with`], with `y` and the running statistics checked.
+    ///
+    /// # Errors
+    /// As [`Checked::forward`].
+    pub async fn forward_with(&mut self, x: &Tensor, extra: Extra<'_>) -> Result<Tensor, Error> {
+        let (y, comparisons) = self.compare_forward(x, extra).await?;
         self.check(&comparisons)?;
         Ok(y)
     }
@@ -209,9 +243,23 @@ impl<'a> Checked<'a> {
     /// [`Error::Mismatch`] where the two paths differ; those of [`BatchNorm::backward`] and
     /// [`Tensor::to_array`].
     pub async fn backward(&mut self, dy: &Tensor) -> Result<Tensor, Error> {
-        let (dx, comparisons) = self.compare_backward(dy).await?;
+        let found = self.backward_with(dy, &Wanted::default()).await?;
+        found.dx.ok_or(Error::NoForward)
+    }
+
+    /// [`BatchNorm::backward_with`], with all gradients checked that are wanted.
+    ///
+    /// # Errors
+    /// As [`Checked::backward`]; [`Error::Conflict`] after a forward pass with a residual and an
+    /// activation that this `Checked` did not check.
+    pub async fn backward_with(
+        &mut self,
+        dy: &Tensor,
+        wanted: &Wanted,
+    ) -> Result<InputGradients, Error> {
+        let (found, comparisons) = self.compare_backward(dy, wanted).await?;
         self.check(&comparisons)?;
-        Ok(dx)
+        Ok(found)
     }
 
     /// [`Optimizer::step`], with γ and β checked.
@@ -229,57 +277,50 @@ impl<'a> Checked<'a> {
             .try_for_each(|comparison| comparison.check(self.layer.gpu()))
     }
 
-    async fn compare_forward(&mut self, x: &Tensor) -> Result<(Tensor, Vec<Comparison>), Error> {
-        let x_values = x.to_array().await?.mapv(f64::from);
+    async fn compare_forward(
+        &mut self,
+        x: &Tensor,
+        extra: Extra<'_>,
+    ) -> Result<(Tensor, Vec<Comparison>), Error> {
         let before = self.layer.state().await?;
-        let y = self.layer.forward(x)?;
+        let mode = self.layer.mode();
+        let pass = Pass::new(self.layer, mode, &before, x, extra.residual, extra.valid).await?;
+        let y = self.layer.forward_with(x, extra)?;
+        self.residual = extra.residual.cloned();
         let after = self.layer.state().await?;
         let y_gpu = y.to_array().await?;
 
-        let layout = x.shape().layout();
-        let view = x.shape().view();
         let options = self.layer.options();
-        let gamma = before.gamma.mapv(f64::from);
-        let beta = before.beta.mapv(f64::from);
         let mut running_mean = before.running_mean.mapv(f64::from);
         let mut running_var = before.running_var.mapv(f64::from);
-        let statistics = match self.layer.mode() {
-            Mode::Train => cpu::statistics(&x_values, layout)?,
-            Mode::Eval => Statistics {
-                mean: running_mean.clone(),
-                var: running_var.clone(),
-            },
-        };
-        if self.layer.mode() == Mode::Train {
-            let count = x.shape().values_per_channel();
+        let of_batch = pass.statistics.count.is_finite();
+        if self.layer.mode() == Mode::Train && of_batch && options.running_statistics {
             let (mean, var) = (&mut running_mean, &mut running_var);
-            cpu::update_running(mean, var, &statistics, count, options)?;
+            let batches = before.num_batches_tracked;
+            cpu::update_running(mean, var, &pass.statistics, options, batches)?;
         }
-        let y_cpu = cpu::normalize(&x_values, layout, &statistics, options.eps, &gamma, &beta)?;
+        let residual = pass.residual.as_ref();
+        let (layout, view) = (pass.layout, pass.view);
+        let y_cpu = cpu::normalize(&pass.x, layout, &pass.statistics, &pass.affine, residual)?;
 
-        let y_allowed: Vec<f64> = y_cpu
-            .iter()
-            .enumerate()
-            .map(|(index, y)| {
-                let channel = view.channel_of(index);
-                let (gamma, beta) = (gamma[channel], beta[channel]);
-                self.tolerance.y * (gamma.abs().max((y - beta).abs()) + beta.abs())
-            })
-            .collect();
+        let uncertain = pass.uncertainty(self.tolerance.y)?;
+        let steepest = steepest(options.activation);
         let moved = |old: &Array1<f32>, new: &Array1<f64>, channel: usize| {
             f64::from(old[channel].abs()) + new[channel].abs()
         };
         let tolerance = self.tolerance.running;
         let comparisons = vec![
-            Comparison::new("y", view, &y_gpu, y_cpu, |index| y_allowed[index]),
+            Comparison::of_dtype(x.dtype(), "y", view, &y_gpu, y_cpu, |index| {
+                uncertain[index] * steepest
+            }),
             Comparison::new(
                 "running_mean",
                 per_channel(view),
                 &after.running_mean,
                 running_mean.iter().copied(),
                 |channel| {
-                    let moved = moved(&before.running_mean, &statistics.mean, channel);
-                    tolerance * (moved + statistics.var[channel].sqrt())
+                    let moved = moved(&before.running_mean, &pass.statistics.mean, channel);
+                    tolerance * (moved + pass.statistics.var[channel].sqrt())
                 },
             ),
             Comparison::new(
@@ -287,77 +328,132 @@ impl<'a> Checked<'a> {
                 per_channel(view),
                 &after.running_var,
                 running_var.iter().copied(),
-                |channel| tolerance * moved(&before.running_var, &statistics.var, channel),
+                |channel| tolerance * moved(&before.running_var, &pass.statistics.var, channel),
             ),
         ];
         Ok((y, comparisons))
     }
 
-    async fn compare_backward(&mut self, dy: &Tensor) -> Result<(Tensor, Vec<Comparison>), Error> {
-        let x = self.layer.last_input().ok_or(Error::NoForward)?;
-        let x_values = x.to_array().await?.mapv(f64::from);
-        let dy_values = dy.to_array().await?.mapv(f64::from);
-        let layout = x.shape().layout();
-        let view = x.shape().view();
-        let dx = self.layer.backward(dy)?;
+    async fn compare_backward(
+        &mut self,
+        dy: &Tensor,
+        wanted: &Wanted,
+    ) -> Result<(InputGradients, Vec<Comparison>), Error> {
+        let last = self.layer.last().cloned().ok_or(Error::NoForward)?;
         let state = self.layer.state().await?;
-        let found = self.layer.gradients().await?;
-        let dx_gpu = dx.to_array().await?;
+        if last.residual
+            && self.residual.is_none()
+            && self.layer.options().activation != Activation::Identity
+        {
+            return Err(Error::Conflict {
+                first: "a checked backward pass",
+                second: "a forward pass with a residual that was not checked",
+                reason: "the layer keeps what was cut, but not the residual",
+            });
+        }
+        // What is kept is a pass in training, whatever the mode is now.
+        let (x, mode, residual) = (&last.x, Mode::Train, self.residual.as_ref());
+        let residual = residual.filter(|_| last.residual);
+        let pass = Pass::new(self.layer, mode, &state, x, residual, last.valid.as_ref()).await?;
+        let dy_values = dy.to_array().await?.mapv(f64::from);
+        let found = self.layer.backward_with(dy, wanted)?;
+        let parameters = self.layer.gradients().await?;
 
-        let eps = self.layer.options().eps;
-        let gamma = state.gamma.mapv(f64::from);
-        let statistics = cpu::statistics(&x_values, layout)?;
-        let expected = cpu::gradients(&x_values, &dy_values, layout, &statistics, eps)?;
-        let dx_cpu = cpu::input_gradient(
-            &x_values,
-            &dy_values,
+        let Pass {
+            x,
+            residual,
+            valid,
             layout,
-            &statistics,
-            eps,
-            &gamma,
-            &expected,
-        )?;
+            view,
+            statistics,
+            affine,
+        } = &pass;
+        let (layout, view, eps) = (*layout, *view, affine.eps);
+        let (residual, valid) = (residual.as_ref(), valid.as_ref());
+        let g = cpu::activation_gradient(x, &dy_values, layout, statistics, affine, residual)?;
+        let expected = cpu::gradients(x, &g, layout, statistics, eps, valid)?;
+        let gamma = &affine.gamma;
+        let dx_cpu = cpu::input_gradient(x, &g, layout, statistics, eps, gamma, &expected, valid)?;
 
         // The magnitudes of what is summed: where a sum cancels, no f32 can do better than these.
-        let terms = Terms::new(&x_values, &dy_values, view, &statistics, eps);
+        let terms = Terms::new(x, &g, view, statistics, eps);
+        let edges = pass.edges(&dy_values, &terms, self.tolerance.y)?;
         let tolerance = self.tolerance.gradients;
         let allowed = |largest: f64, terms: f64| tolerance * (largest + 0.1 * terms);
-        let dx_largest = largest(&dx_cpu);
-        let gamma_largest = largest(&expected.gamma);
-        let beta_largest = largest(&expected.beta);
-        let comparisons = vec![
-            Comparison::new(
+        let learned = |how| how == crate::Parameter::Learned;
+        let options = self.layer.options();
+        let mut comparisons = Vec::new();
+        if wanted.gamma && learned(options.gamma) {
+            let largest = largest(&expected.gamma);
+            comparisons.push(Comparison::new(
                 "dgamma",
                 per_channel(view),
-                &found.gamma,
+                &parameters.gamma,
                 expected.gamma.iter().copied(),
                 |channel| {
                     let terms = terms.product_norm[channel] + terms.sum_dy[channel].abs();
-                    allowed(gamma_largest, terms)
+                    allowed(largest, terms) + edges.product[channel]
                 },
-            ),
-            Comparison::new(
+            ));
+        }
+        if wanted.beta && learned(options.beta) {
+            let largest = largest(&expected.beta);
+            comparisons.push(Comparison::new(
                 "dbeta",
                 per_channel(view),
-                &found.beta,
+                &parameters.beta,
                 expected.beta.iter().copied(),
-                |channel| allowed(beta_largest, terms.dy_norm[channel]),
-            ),
-            Comparison::new("dx", view, &dx_gpu, dx_cpu, |index| {
-                let channel = view.channel_of(index);
-                let scale = (gamma[channel] * terms.inv_std[channel]).abs();
-                let cancelling = terms.largest_dy[channel]
-                    + terms.largest_x_hat[channel] * terms.mean_product[channel];
-                allowed(dx_largest, scale * cancelling)
-            }),
-        ];
-        Ok((dx, comparisons))
+                |channel| allowed(largest, terms.dy_norm[channel]) + edges.dy[channel],
+            ));
+        }
+        let dtype = dy.dtype();
+        if let Some(dx) = &found.dx {
+            let largest = largest(&dx_cpu);
+            let dx = dx.to_array().await?;
+            comparisons.push(Comparison::of_dtype(
+                dtype,
+                "dx",
+                view,
+                &dx,
+                dx_cpu,
+                |index| {
+                    let channel = view.channel_of(index);
+                    let scale = (gamma[channel] * terms.inv_std[channel]).abs();
+                    // What flows through the statistics, in every term of which there may be
+                    // cancellation.
+                    let (cancelling, of_edges) = match through_statistics(statistics) {
+                        Some(share) => (
+                            terms.largest_dy[channel]
+                                + terms.largest_x_hat[channel] * terms.products[channel] * share,
+                            edges.dy[channel] * share
+                                + terms.largest_x_hat[channel] * edges.product[channel] * share,
+                        ),
+                        None => (0.0, 0.0),
+                    };
+                    let of_edges = edges.at[index] + of_edges;
+                    allowed(largest, scale * cancelling) + scale * of_edges
+                },
+            ));
+        }
+        if let Some(residual) = &found.residual {
+            let residual = residual.to_array().await?;
+            let allowed = |index: usize| tolerance * g_at(&dy_values, index) + edges.at[index];
+            comparisons.push(Comparison::of_dtype(
+                dtype,
+                "residual_gradient",
+                view,
+                &residual,
+                g.iter().copied(),
+                allowed,
+            ));
+        }
+        Ok((found, comparisons))
     }
 
     async fn compare_step(&mut self, optimizer: &mut Optimizer) -> Result<Vec<Comparison>, Error> {
         let before = self.layer.state().await?;
         let gradients = self.layer.gradients().await?;
-        let mut twin = optimizer.twin().await?;
+        let mut twin = optimizer.twin().await?.for_options(self.layer.options());
         optimizer.step(self.layer)?;
         let after = self.layer.state().await?;
         let mut expected = before.clone();
@@ -391,6 +487,146 @@ impl<'a> Checked<'a> {
     }
 }
 
+/// The magnitude of the value at a flat index.
+fn g_at(values: &ArrayD<f64>, index: usize) -> f64 {
+    values
+        .as_slice()
+        .and_then(|values| values.get(index))
+        .map_or(0.0, |value| value.abs())
+}
+
+/// The share of one value in statistics, `1/M`, if they depend on any.
+fn through_statistics(statistics: &Statistics) -> Option<f64> {
+    let count = statistics.count;
+    (count > 0.0 && count.is_finite()).then(|| 1.0 / count)
+}
+
+/// The largest slope of an activation.
+fn steepest(activation: Activation) -> f64 {
+    match activation {
+        Activation::LeakyRelu { slope } => slope.abs().max(1.0),
+        _ => 1.0,
+    }
+}
+
+/// A forward pass in f64: all that goes into it.
+struct Pass {
+    x: ArrayD<f64>,
+    residual: Option<ArrayD<f64>>,
+    /// Which positions count, where the batch's statistics are taken.
+    valid: Option<ArrayD<bool>>,
+    layout: Layout,
+    view: View,
+    statistics: Statistics,
+    affine: Affine,
+}
+
+impl Pass {
+    async fn new(
+        layer: &BatchNorm,
+        mode: Mode,
+        state: &State,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        valid: Option<&Valid>,
+    ) -> Result<Self, Error> {
+        let options = layer.options();
+        let of_batch = match mode {
+            Mode::Train => !options.frozen_statistics,
+            Mode::Eval => !options.running_statistics,
+        };
+        let layout = x.shape().layout();
+        let x_values = x.to_array().await?.mapv(f64::from);
+        let residual = match residual {
+            Some(residual) => Some(residual.to_array().await?.mapv(f64::from)),
+            None => None,
+        };
+        let valid = match valid {
+            Some(valid) if of_batch => Some(valid.to_mask().await?),
+            _ => None,
+        };
+        let statistics = match of_batch {
+            true => cpu::moments(&x_values, layout, valid.as_ref())?.statistics(),
+            false => Statistics::constant(
+                state.running_mean.mapv(f64::from),
+                state.running_var.mapv(f64::from),
+            ),
+        };
+        Ok(Self {
+            x: x_values,
+            residual,
+            valid,
+            layout,
+            view: x.shape().view(),
+            statistics,
+            affine: Affine::new(state, options),
+        })
+    }
+
+    /// What enters the activation, but for the residual.
+    fn normalized(&self) -> Result<ArrayD<f64>, Error> {
+        let affine = Affine {
+            activation: Activation::Identity,
+            ..self.affine.clone()
+        };
+        cpu::normalize(&self.x, self.layout, &self.statistics, &affine, None)
+    }
+
+    /// How uncertain f32 leaves what enters the activation, value by value.
+    fn uncertainty(&self, tolerance: f64) -> Result<Vec<f64>, Error> {
+        let mut residual = self.residual.iter().flatten();
+        Ok(self
+            .normalized()?
+            .iter()
+            .enumerate()
+            .map(|(index, z)| {
+                let channel = self.view.channel_of(index);
+                let (gamma, beta) = (self.affine.gamma[channel], self.affine.beta[channel]);
+                let residual = residual.next().map_or(0.0, |residual| residual.abs());
+                tolerance * (gamma.abs().max((z - beta).abs()) + beta.abs() + residual)
+            })
+            .collect())
+    }
+
+    /// What the values add to the gradients that are too near to an edge of the activation to be
+    /// told on which side they are.
+    fn edges(&self, dy: &ArrayD<f64>, terms: &Terms, tolerance: f64) -> Result<Edges, Error> {
+        let activation = self.affine.activation;
+        let mut edges = Edges {
+            at: vec![0.0; self.x.len()],
+            dy: Array1::zeros(self.view.channels),
+            product: Array1::zeros(self.view.channels),
+        };
+        let uncertain = self.uncertainty(tolerance)?;
+        let mut residual = self.residual.iter().flatten();
+        let normalized = self.normalized()?;
+        for (index, ((z, x), dy)) in normalized.iter().zip(&self.x).zip(dy).enumerate() {
+            let z = z + residual.next().unwrap_or(&0.0);
+            let gradient = |z| activation.gradient(*dy, z);
+            let jump = gradient(z + uncertain[index]) - gradient(z - uncertain[index]);
+            // Both edges of a clamp at once would be a range of almost nothing.
+            let channel = self.view.channel_of(index);
+            let x_hat = (x - self.statistics.mean[channel]) * terms.inv_std[channel];
+            edges.at[index] = jump.abs();
+            edges.dy[channel] += jump.abs();
+            if jump != 0.0 {
+                edges.product[channel] += (jump * x_hat).abs();
+            }
+        }
+        Ok(edges)
+    }
+}
+
+/// How much gradients may differ for values at the edges of an activation.
+struct Edges {
+    /// |g|, by flat index.
+    at: Vec<f64>,
+    /// Σ|g|, by channel.
+    dy: Array1<f64>,
+    /// Σ|g·x̂|, by channel.
+    product: Array1<f64>,
+}
+
 /// The view of a vector with one value per channel.
 fn per_channel(view: View) -> View {
     View {
@@ -415,8 +651,8 @@ struct Terms {
     inv_std: Array1<f64>,
     /// √Σ(dy·x̂)²
     product_norm: Array1<f64>,
-    /// Σ|dy·x̂| / M
-    mean_product: Array1<f64>,
+    /// Σ|dy·x̂|
+    products: Array1<f64>,
     /// √Σdy²
     dy_norm: Array1<f64>,
     /// Σdy, which an error of the mean is multiplied by
@@ -437,18 +673,19 @@ impl Terms {
         let mut terms = Self {
             inv_std: statistics.var.mapv(|var| 1.0 / (var + eps).sqrt()),
             product_norm: zeros(),
-            mean_product: zeros(),
+            products: zeros(),
             dy_norm: zeros(),
             sum_dy: zeros(),
             largest_dy: zeros(),
             largest_x_hat: zeros(),
         };
-        let count = (view.outer * view.inner) as f64;
         for (index, (x, dy)) in x.iter().zip(dy).enumerate() {
             let channel = view.channel_of(index);
             let x_hat = (x - statistics.mean[channel]) * terms.inv_std[channel];
-            terms.product_norm[channel] += (dy * x_hat).powi(2);
-            terms.mean_product[channel] += (dy * x_hat).abs() / count;
+            // Where there is no gradient, x may be anything.
+            let product = if *dy == 0.0 { 0.0 } else { dy * x_hat };
+            terms.product_norm[channel] += product.powi(2);
+            terms.products[channel] += product.abs();
             terms.dy_norm[channel] += dy.powi(2);
             terms.sum_dy[channel] += dy;
             terms.largest_dy[channel] = terms.largest_dy[channel].max(dy.abs());
@@ -457,174 +694,6 @@ impl Terms {
         terms.product_norm.mapv_inplace(f64::sqrt);
         terms.dy_norm.mapv_inplace(f64::sqrt);
         terms
-    }
-}
-
-/// What [`self_check`] found. Its `Display` is made to be pasted into a bug report.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Report {
-    /// The adapter, as [`Gpu::name`] gives it.
-    pub adapter: String,
-    /// What wgpu says of the adapter.
-    pub info: wgpu::AdapterInfo,
-    /// The cases, in the order in which they ran.
-    pub cases: Vec<Case>,
-}
-
-/// One case of a [`Report`].
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Case {
-    /// What was run.
-    pub name: String,
-    /// The largest difference of any tensor, in units of what the tolerance allows, and the
-    /// tensor's name.
-    pub worst: (f64, &'static str),
-    /// The error, if it failed.
-    pub error: Option<Error>,
-}
-
-impl Report {
-    /// Whether every case passed.
-    pub fn passed(&self) -> bool {
-        self.cases.iter().all(|case| case.error.is_none())
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let wgpu::AdapterInfo {
-            device_type,
-            vendor,
-            device,
-            driver,
-            ..
-        } = &self.info;
-        writeln!(f, "wgpu-batchnorm {} self-check", env!("CARGO_PKG_VERSION"))?;
-        writeln!(f, "adapter: {}", self.adapter)?;
-        writeln!(
-            f,
-            "{device_type:?}, vendor {vendor:#06x}, device {device:#06x}, driver {driver:?}"
-        )?;
-        for case in &self.cases {
-            let verdict = if case.error.is_none() { "ok  " } else { "FAIL" };
-            let (worst, tensor) = case.worst;
-            write!(f, "{verdict} {:<58}", case.name)?;
-            match &case.error {
-                None => writeln!(f, " {:3.0} % of the tolerance ({tensor})", 100.0 * worst)?,
-                Some(error) => writeln!(f, " {error}")?,
-            }
-        }
-        let passed = self.cases.iter().filter(|case| case.error.is_none());
-        write!(f, "{} of {} passed", passed.count(), self.cases.len())
-    }
-}
-
-/// Runs a short set of cases on an adapter and compares each with the CPU path: what one runs
-/// before trusting a driver.
-///
-/// ```
-/// # use wgpu_batchnorm::{Error, Gpu, verify::self_check_blocking};
-/// let gpu = Gpu::open_blocking()?;
-/// let report = self_check_blocking(&gpu);
-/// println!("{report}");
-/// assert!(report.passed());
-/// # Ok::<(), Error>(())
-/// ```
-pub async fn self_check(gpu: &Gpu) -> Report {
-    use Layout::{ChannelsFirst, ChannelsLast};
-    let cases: [(&[usize], Layout, f32); 10] = [
-        (&[64, 10], ChannelsFirst, 0.0),
-        (&[33, 64], ChannelsFirst, 1e3),
-        (&[4, 3, 50], ChannelsFirst, 0.0),
-        (&[8, 16, 14, 14], ChannelsFirst, 0.0),
-        (&[8, 5, 7, 7], ChannelsFirst, 1e5),
-        (&[2, 1, 181, 183], ChannelsFirst, 1e7),
-        (&[2, 3, 4, 6, 6], ChannelsFirst, -10.0),
-        (&[8, 14, 14, 16], ChannelsLast, 1e4),
-        (&[4, 9, 9, 3], ChannelsLast, 0.0),
-        (&[2, 3, 4, 5, 6], ChannelsLast, 1e2),
-    ];
-    let mut report = Report {
-        adapter: gpu.name(),
-        info: gpu.info().clone(),
-        cases: Vec::new(),
-    };
-    for (seed, (dims, layout, offset)) in cases.into_iter().enumerate() {
-        let algorithm: Algorithm = match seed % 3 {
-            0 => Sgd {
-                lr: 0.1,
-                momentum: 0.9,
-                ..Sgd::default()
-            }
-            .into(),
-            1 => RmsProp::default().into(),
-            _ => Adam::default().into(),
-        };
-        let mut comparisons = Vec::new();
-        let error = self_check_case(gpu, dims, layout, offset, algorithm, &mut comparisons)
-            .await
-            .and_then(|()| comparisons.iter().try_for_each(|found| found.check(gpu)))
-            .err();
-        let worst = comparisons
-            .iter()
-            .map(|found| (found.worst, found.tensor))
-            .fold((0.0, "-"), |a, b| if b.0 > a.0 { b } else { a });
-        report.cases.push(Case {
-            name: format!("{layout:?} {dims:?}, mean {offset:e}"),
-            worst,
-            error,
-        });
-    }
-    report
-}
-
-/// Two training steps and an evaluation.
-async fn self_check_case(
-    gpu: &Gpu,
-    dims: &[usize],
-    layout: Layout,
-    offset: f32,
-    algorithm: Algorithm,
-    comparisons: &mut Vec<Comparison>,
-) -> Result<(), Error> {
-    let shape = Shape::new(dims, layout)?;
-    let mut noise = Noise(dims.iter().fold(1, |seed, &dim| seed * 31 + dim as u64));
-    let mut array = |offset: f32| ArrayD::from_shape_simple_fn(dims, || offset + noise.next());
-    let mut layer = BatchNorm::new(gpu, shape.channels(), Options::default())?;
-    let mut optimizer = Optimizer::new(&layer, algorithm)?;
-    let mut checked = Checked::new(&mut layer);
-    for _ in 0..2 {
-        let x = Tensor::from_array(gpu, &array(offset), layout)?;
-        let dy = Tensor::from_array(gpu, &array(0.1), layout)?;
-        comparisons.extend(checked.compare_forward(&x).await?.1);
-        comparisons.extend(checked.compare_backward(&dy).await?.1);
-        comparisons.extend(checked.compare_step(&mut optimizer).await?);
-    }
-    let x = Tensor::from_array(gpu, &array(offset), layout)?;
-    checked.layer.set_mode(Mode::Eval);
-    comparisons.extend(checked.compare_forward(&x).await?.1);
-    Ok(())
-}
-
-/// Roughly normal numbers, the same on every machine.
-struct Noise(u64);
-
-impl Noise {
-    /// The sum of twelve uniform numbers: mean 0, standard deviation 1.
-    fn next(&mut self) -> f32 {
-        let sum: f64 = (0..12)
-            .map(|_| {
-                // Knuth's 64-bit linear congruential generator; its upper bits are the good ones.
-                self.0 = self
-                    .0
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                (self.0 >> 32) as f64 / f64::from(u32::MAX)
-            })
-            .sum();
-        (sum - 6.0) as f32
     }
 }
 
@@ -639,6 +708,30 @@ mod blocking {
         /// As [`Checked::forward`].
         pub fn forward_blocking(&mut self, x: &Tensor) -> Result<Tensor, Error> {
             pollster::block_on(self.forward(x))
+        }
+
+        /// [`Checked::forward_with`], waiting.
+        ///
+        /// # Errors
+        /// As [`Checked::forward_with`].
+        pub fn forward_with_blocking(
+            &mut self,
+            x: &Tensor,
+            extra: Extra<'_>,
+        ) -> Result<Tensor, Error> {
+            pollster::block_on(self.forward_with(x, extra))
+        }
+
+        /// [`Checked::backward_with`], waiting.
+        ///
+        /// # Errors
+        /// As [`Checked::backward_with`].
+        pub fn backward_with_blocking(
+            &mut self,
+            dy: &Tensor,
+            wanted: &Wanted,
+        ) -> Result<InputGradients, Error> {
+            pollster::block_on(self.backward_with(dy, wanted))
         }
 
         /// [`Checked::backward`], waiting.
@@ -657,21 +750,15 @@ mod blocking {
             pollster::block_on(self.step(optimizer))
         }
     }
-
-    /// [`self_check`], waiting.
-    pub fn self_check_blocking(gpu: &Gpu) -> Report {
-        pollster::block_on(self_check(gpu))
-    }
 }
-
-#[cfg(not(target_arch = "wasm32"))]
-pub use blocking::self_check_blocking;
 
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
 
+    use super::self_check::Noise;
     use super::*;
+    use crate::{Adam, Options};
 
     thread_local! {
         /// What is added to one value of one tensor when it is compared.
@@ -733,6 +820,62 @@ mod tests {
         }
     }
 
+    /// The same behind an activation and a residual, where some values lie near an edge, and in 16
+    /// bits.
+    #[test]
+    fn corrupted_results_of_fused_operations_are_caught() {
+        let gpu = Gpu::open_blocking().unwrap();
+        for half in [false, true] {
+            let step = || {
+                let mut noise = Noise(1);
+                let mut tensor = || {
+                    let array = ArrayD::from_shape_simple_fn(vec![8, 3, 25], || noise.next());
+                    match half {
+                        true => {
+                            let array = array.mapv(half::f16::from_f32);
+                            Tensor::from_array(&gpu, &array, Layout::ChannelsFirst)
+                        }
+                        false => Tensor::from_array(&gpu, &array, Layout::ChannelsFirst),
+                    }
+                };
+                let (x, residual, dy) = (tensor()?, tensor()?, tensor()?);
+                let options = Options::default().activation(Activation::Relu);
+                let mut layer = BatchNorm::new(&gpu, 3, options)?;
+                let extra = Extra {
+                    residual: Some(&residual),
+                    valid: None,
+                };
+                let mut checked = Checked::new(&mut layer);
+                checked.forward_with_blocking(&x, extra)?;
+                checked.backward_with_blocking(&dy, &Wanted::default())
+            };
+            step().unwrap();
+            // In 16 bits a unit in the last place is 1e-3 of the value.
+            let coarse = if half { 30.0 } else { 1.0 };
+            for (tensor, length, amount) in [
+                ("y", 600, 1e-4 * coarse),
+                ("dx", 600, 1e-4 * coarse),
+                ("residual_gradient", 600, 1e-4 * coarse),
+                ("dgamma", 3, 1e-3),
+                ("dbeta", 3, 1e-3),
+            ] {
+                for index in [0, length / 2, length - 1] {
+                    for amount in [amount, -amount, f64::NAN] {
+                        CORRUPTION.set((tensor, index, amount));
+                        let found = step();
+                        CORRUPTION.set(("", 0, 0.0));
+                        match found {
+                            Err(Error::Mismatch(found)) => {
+                                assert_eq!((found.tensor, found.index), (tensor, index));
+                            }
+                            other => panic!("{amount:e} in {tensor}[{index}]: {other:?}"),
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     const VIEW: View = View {
         outer: 2,
         channels: 3,
@@ -782,10 +925,10 @@ mod tests {
         let worst = |gpu: [f32; 4]| Comparison::new("y", VIEW, &gpu, cpu, |_| 1e-6).worst;
         let (nan, inf) = (f32::NAN, f32::INFINITY);
         assert_eq!(worst([inf, nan, inf, 1.0]), 0.0);
-        assert_eq!(worst([0.0, nan, inf, 1.0]), inf.into());
-        assert_eq!(worst([nan, 0.0, inf, 1.0]), inf.into());
-        assert_eq!(worst([nan, inf, f32::MAX, 1.0]), inf.into());
-        assert_eq!(worst([nan, inf, inf, nan]), inf.into());
+        assert_eq!(worst([0.0, nan, inf, 1.0]), f64::INFINITY);
+        assert_eq!(worst([nan, 0.0, inf, 1.0]), f64::INFINITY);
+        assert_eq!(worst([nan, inf, f32::MAX, 1.0]), f64::INFINITY);
+        assert_eq!(worst([nan, inf, inf, nan]), f64::INFINITY);
     }
 
     #[test]

@@ -1,0 +1,5 @@
+// No activation.
+
+fn activated(z: Pack) -> Pack {
+    return z;
+}

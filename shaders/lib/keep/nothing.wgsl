@@ -1,0 +1,12 @@
+// What the activation cut is not kept: the backward pass computes it anew.
+
+struct Kept {
+    nothing: u32,
+}
+
+fn kept_of(column: u32) -> Kept {
+    return Kept();
+}
+
+fn keep(z: Pack, at: Place, kept: Kept) {
+}

@@ -1,0 +1,5 @@
+// Masks written by lib/map/columns.wgsl: packs are counted in their column of the slice.
+
+fn mask_number(at: Place) -> u32 {
+    return at.number - geometry.first_number;
+}

@@ -1,0 +1,39 @@
+// The pivot where only some positions count: the median of three medians of three, of the first
+// valid values that lanes spread over the column's split come to.
+
+fn found(column: u32, index: u32, first: u32) -> PerChannel {
+    let lane = (2u * index + 1u) * LANES_Y / 18u;
+    let own = column + lane * LANES_X;
+    return shared_mean[select(first, own, shared_count[own] > 0.0)];
+}
+
+/// A valid value of the channel that is no outlier; 0 if there is none in the split.
+fn pivot_of(tile: Tile, local: u32) -> PerChannel {
+    var walk = walk(tile);
+    var count = 0.0;
+    var value = PerChannel(0.0);
+    while walk.remaining > 0u && count == 0.0 {
+        let at = next(&walk);
+        let valid = valid_at(at);
+        count = counted(valid);
+        if count > 0.0 {
+            value = sample_of(x_at(at.address), valid);
+        }
+    }
+    shared_count[local] = count;
+    shared_mean[local] = value;
+    workgroupBarrier();
+
+    let column = local % LANES_X;
+    var first = column;
+    for (var lane = 1u; lane < LANES_Y && shared_count[first] == 0.0; lane += 1u) {
+        first += LANES_X;
+    }
+    let pivot = median(
+        median(found(column, 0u, first), found(column, 1u, first), found(column, 2u, first)),
+        median(found(column, 3u, first), found(column, 4u, first), found(column, 5u, first)),
+        median(found(column, 6u, first), found(column, 7u, first), found(column, 8u, first)),
+    );
+    workgroupBarrier();
+    return pivot;
+}

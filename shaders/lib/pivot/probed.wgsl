@@ -1,0 +1,16 @@
+// The pivot where every position counts: the median of three medians of three, taken at places
+// spread over the batch and the plane.
+
+fn probe(address: u32, index: u32) -> PerChannel {
+    return sample(x_at(address + geometry.probes[index / 4u][index % 4u]));
+}
+
+/// A value of the channel that is no outlier.
+fn pivot_of(tile: Tile, local: u32) -> PerChannel {
+    let address = tile.address;
+    return median(
+        median(probe(address, 0u), probe(address, 1u), probe(address, 2u)),
+        median(probe(address, 3u), probe(address, 4u), probe(address, 5u)),
+        median(probe(address, 6u), probe(address, 7u), probe(address, 8u)),
+    );
+}

@@ -1,0 +1,5 @@
+// No residual.
+
+fn with_residual(z: Pack, at: Place) -> Pack {
+    return z;
+}

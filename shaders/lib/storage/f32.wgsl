@@ -1,0 +1,18 @@
+// Storage of f32: as it is.
+
+/// What lies in memory for a pack.
+alias Stored = Pack;
+
+/// The index of what holds the pack at an address.
+fn word_of(address: u32) -> u32 {
+    return address;
+}
+
+fn unpacked(stored: Stored, address: u32) -> Pack {
+    return stored;
+}
+
+/// What is stored for a pack; `next` is the pack behind it, where two share a word.
+fn packed(pack: Pack, next: Pack) -> Stored {
+    return pack;
+}

@@ -1,0 +1,20 @@
+// Storage of a pack of one in 16 bits: half a word. It can be read alone, but written only together
+// with its neighbour, whichever channel that belongs to: see lib/map/pairs.wgsl.
+
+/// What lies in memory for two packs.
+alias Stored = u32;
+
+/// The index of what holds the pack at an address.
+fn word_of(address: u32) -> u32 {
+    return address / 2u;
+}
+
+fn unpacked(stored: Stored, address: u32) -> Pack {
+    let values = values_of(stored);
+    return select(values.x, values.y, (address & 1u) == 1u);
+}
+
+/// What is stored for a pack; `next` is the pack behind it, where two share a word.
+fn packed(pack: Pack, next: Pack) -> Stored {
+    return half_of(pack) | (half_of(next) << 16u);
+}

@@ -1,0 +1,21 @@
+// Storage of a pack of four in 16 bits each: two words.
+
+/// What lies in memory for a pack.
+alias Stored = vec2<u32>;
+
+/// The index of what holds the pack at an address.
+fn word_of(address: u32) -> u32 {
+    return address;
+}
+
+fn unpacked(stored: Stored, address: u32) -> Pack {
+    return vec4<f32>(values_of(stored.x), values_of(stored.y));
+}
+
+/// What is stored for a pack; `next` is the pack behind it, where two share a word.
+fn packed(pack: Pack, next: Pack) -> Stored {
+    return vec2<u32>(
+        half_of(pack.x) | (half_of(pack.y) << 16u),
+        half_of(pack.z) | (half_of(pack.w) << 16u),
+    );
+}

@@ -1,0 +1,202 @@
+//! The shader library, `shaders/lib/`: one folder for each choice, one file for each alternative,
+//! all of which define the same names.
+
+use super::{Choice, Piece, piece};
+use crate::division::Packing;
+use crate::{Activation, DType};
+
+/// Which activation's file is taken; its numbers are in `Constants`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum ActivationFile {
+    #[default]
+    Identity,
+    Relu,
+    LeakyRelu,
+    Clamp,
+}
+
+impl ActivationFile {
+    pub(crate) const ALL: [Self; 4] = [Self::Identity, Self::Relu, Self::LeakyRelu, Self::Clamp];
+
+    fn uses_constants(self) -> bool {
+        matches!(self, Self::LeakyRelu | Self::Clamp)
+    }
+}
+
+impl From<Activation> for ActivationFile {
+    fn from(activation: Activation) -> Self {
+        match activation {
+            Activation::Identity => Self::Identity,
+            Activation::Relu => Self::Relu,
+            Activation::LeakyRelu { .. } => Self::LeakyRelu,
+            Activation::Clamp { .. } => Self::Clamp,
+        }
+    }
+}
+
+/// What all kernels over tensors begin with.
+pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
+    let mut pieces = vec![match choice.form.packing {
+        Packing::Scalar => piece!("lib/pack/scalar"),
+        Packing::Inner => piece!("lib/pack/inner"),
+        Packing::Channels => piece!("lib/pack/channels"),
+    }];
+    pieces.extend(storage(choice));
+    pieces.extend([
+        piece!("lib/tile"),
+        piece!("lib/constants"),
+        piece!("lib/inv_std"),
+        piece!("lib/normalized"),
+    ]);
+    pieces
+}
+
+fn storage(choice: &Choice) -> Vec<Piece> {
+    let mut pieces = match choice.form.dtype {
+        DType::F32 => return vec![piece!("lib/storage/f32")],
+        DType::F16 if choice.native_f16 => vec![
+            piece!("lib/storage/f16_read_native"),
+            piece!("lib/storage/f16_round"),
+        ],
+        DType::F16 => vec![
+            piece!("lib/storage/f16_read"),
+            piece!("lib/storage/f16_round"),
+        ],
+        DType::Bf16 => vec![piece!("lib/storage/bf16")],
+    };
+    pieces.push(match choice.form.in_pairs() {
+        true => piece!("lib/storage/half"),
+        false => piece!("lib/storage/halves"),
+    });
+    pieces
+}
+
+/// Element-wise kernels.
+pub(super) fn map(choice: &Choice) -> Piece {
+    match choice.form.in_pairs() {
+        true => piece!("lib/map/pairs"),
+        false => piece!("lib/map/columns"),
+    }
+}
+
+pub(super) fn activation(choice: &Choice) -> Piece {
+    match choice.activation {
+        ActivationFile::Identity => piece!("lib/activation/identity"),
+        ActivationFile::Relu => piece!("lib/activation/relu"),
+        ActivationFile::LeakyRelu => piece!("lib/activation/leaky_relu"),
+        ActivationFile::Clamp => piece!("lib/activation/clamp"),
+    }
+}
+
+/// The bindings that [`activation`] uses.
+pub(super) fn activation_bindings(choice: &Choice) -> &'static [&'static str] {
+    if choice.activation.uses_constants() {
+        &["constants"]
+    } else {
+        &[]
+    }
+}
+
+fn mask(choice: &Choice) -> [Piece; 2] {
+    let numbers = match choice.form.in_pairs() {
+        true => piece!("lib/mask/pairs"),
+        false => piece!("lib/mask/columns"),
+    };
+    [piece!("lib/mask/bits"), numbers]
+}
+
+/// Whether the forward pass keeps what it cut.
+pub(super) fn keep(choice: &Choice) -> Vec<Piece> {
+    if !choice.masked() {
+        return vec![piece!("lib/keep/nothing")];
+    }
+    [piece!("lib/keep/mask")]
+        .into_iter()
+        .chain(mask(choice))
+        .collect()
+}
+
+/// How the backward pass knows what was cut.
+pub(super) fn cut(choice: &Choice) -> Vec<Piece> {
+    if choice.activation == ActivationFile::Identity {
+        vec![piece!("lib/cut/nothing")]
+    } else if choice.masked() {
+        [piece!("lib/cut/mask"), activation(choice)]
+            .into_iter()
+            .chain(mask(choice))
+            .collect()
+    } else {
+        vec![piece!("lib/cut/recomputed"), activation(choice)]
+    }
+}
+
+/// The bindings that [`cut`] uses, but for those by which a kernel computes scale and shift.
+pub(super) fn cut_bindings(choice: &Choice) -> Vec<&'static str> {
+    let mut names = Vec::new();
+    if choice.masked() {
+        names.push("mask");
+    }
+    if choice.activation != ActivationFile::Identity {
+        names.extend(activation_gradient_bindings(choice));
+    }
+    names
+}
+
+/// The slope of a leaky activation enters its gradient; the ends of a clamp only what it passes.
+fn activation_gradient_bindings(choice: &Choice) -> &'static [&'static str] {
+    match choice.activation {
+        ActivationFile::LeakyRelu => &["constants"],
+        ActivationFile::Clamp if !choice.masked() => &["constants"],
+        _ => &[],
+    }
+}
+
+pub(super) fn residual(choice: &Choice) -> Piece {
+    match choice.residual {
+        true => piece!("lib/residual/added"),
+        false => piece!("lib/residual/none"),
+    }
+}
+
+pub(super) fn residual_gradient(choice: &Choice) -> Piece {
+    match choice.residual_gradient {
+        true => piece!("lib/residual_gradient/written"),
+        false => piece!("lib/residual_gradient/none"),
+    }
+}
+
+pub(super) fn valid(choice: &Choice) -> Piece {
+    match choice.some_valid {
+        true => piece!("lib/valid/some"),
+        false => piece!("lib/valid/all"),
+    }
+}
+
+pub(super) fn pivot(choice: &Choice) -> Piece {
+    match choice.some_valid {
+        true => piece!("lib/pivot/found"),
+        false => piece!("lib/pivot/probed"),
+    }
+}
+
+/// The statistics by which a kernel normalizes.
+pub(super) fn centre(choice: &Choice) -> Piece {
+    match choice.running {
+        true => piece!("lib/centre/running"),
+        false => piece!("lib/centre/saved"),
+    }
+}
+
+pub(super) fn x(choice: &Choice) -> Piece {
+    match choice.in_place {
+        true => piece!("lib/input/x_in_y"),
+        false => piece!("lib/input/x"),
+    }
+}
+
+pub(super) fn dy(choice: &Choice) -> Piece {
+    match choice.in_place {
+        true => piece!("lib/input/dy_in_dx"),
+        false => piece!("lib/input/dy"),
+    }
+}
