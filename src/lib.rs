@@ -15,6 +15,7 @@ pub mod cpu;
 mod division;
 mod dtype;
 mod error;
+pub mod fold;
 mod gpu;
 mod kernels;
 mod layer;
