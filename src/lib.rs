@@ -24,6 +24,7 @@ mod optimizer;
 mod options;
 mod plan;
 mod shape;
+mod state_file;
 mod synchronized;
 mod tensor;
 mod tuning;
