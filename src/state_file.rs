@@ -22,7 +22,9 @@ impl State {
     ///
     /// The names are PyTorch's, each behind `prefix`: `weight` (γ), `bias` (β), `running_mean` and
     /// `running_var`, as F32 of shape `[channels]`, and `num_batches_tracked`, as an I64 without
-    /// dimensions. The prefix ends with a dot (`"layer1.0.bn1."`) or is empty.
+    /// dimensions. The prefix ends with a dot (`"layer1.0.bn1."`) or is empty. In Python,
+    /// `safetensors.torch.load_file` reads such a file as a `state_dict`, and
+    /// `safetensors.torch.save_file(model.state_dict(), path)` writes one.
     ///
     /// What the options say is not there is not written: γ and β that are
     /// [`Parameter::Absent`], and, without running statistics, the last three. So it is with

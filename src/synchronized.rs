@@ -152,6 +152,12 @@ impl Moments {
 /// these in turn; what is returned as [`Moments`] and [`Sums`] the program brings to all devices,
 /// by whatever it has for that.
 ///
+/// # Accuracy
+/// As of one device ([`crate::Plan::bind_forward`], [`crate::Plan::bind_backward`]): shards, of any
+/// sizes, give what the whole batch gives, `y` within 2e-6 and gradients within 1e-5 of their largest
+/// magnitude (`tests/gpu/synchronized.rs`).
+///
+/// # Example
 /// ```
 /// use ndarray::array;
 /// use wgpu_batchnorm::{BatchNorm, Error, Extra, Gpu, Layout, Options, Tensor, Wanted};

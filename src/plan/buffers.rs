@@ -66,6 +66,61 @@ impl<'a> ForwardBuffers<'a> {
 /// [`BackwardBuffers::mask`] and [`BackwardBuffers::valid`], from the forward pass, which a plan does
 /// not remember. One too few by the options is [`crate::Error::MissingBuffer`], one too many
 /// [`crate::Error::Conflict`].
+///
+/// # Example
+/// `y = relu(bn(x) + residual)`, forward and backward, each range in a buffer of its own.
+/// ```
+/// use wgpu_batchnorm::{Activation, BackwardBuffers, ForwardBuffers, Options, Plan};
+/// use wgpu_batchnorm::{DType, Error, Gpu, Layout, Shape, wgpu};
+///
+/// let gpu = Gpu::open_blocking()?;
+/// let shape = Shape::new(&[8, 16, 7, 7], Layout::ChannelsFirst)?;
+/// let options = Options::default().activation(Activation::Relu);
+/// let plan = Plan::new(&gpu, &shape, DType::F16, &options)?;
+///
+/// let buffer = |size| {
+///     gpu.device().create_buffer(&wgpu::BufferDescriptor {
+///         label: None,
+///         size,
+///         usage: wgpu::BufferUsages::STORAGE,
+///         mapped_at_creation: false,
+///     })
+/// };
+/// let tensor = || buffer(shape.bytes(DType::F16));
+/// let vector = || buffer(4 * shape.channels() as u64);
+/// let (x, residual, y) = (tensor(), tensor(), tensor());
+/// let (gamma, beta, mean, var) = (vector(), vector(), vector(), vector());
+/// // What goes from the forward pass to the backward pass.
+/// let (saved, mask) = (buffer(plan.saved_bytes()), buffer(plan.mask_bytes()));
+/// let forward = plan.bind_forward(
+///     &ForwardBuffers::new(x.slice(..), y.slice(..))
+///         .gamma(gamma.slice(..))
+///         .beta(beta.slice(..))
+///         .residual(residual.slice(..))
+///         .running_mean(mean.slice(..))
+///         .running_var(var.slice(..))
+///         .saved(saved.slice(..))
+///         .mask(mask.slice(..)),
+/// )?;
+///
+/// let (dy, d_residual, dgamma, dbeta) = (tensor(), tensor(), vector(), vector());
+/// let backward = plan.bind_backward(
+///     &BackwardBuffers::new(x.slice(..), dy.slice(..), saved.slice(..))
+///         .gamma(gamma.slice(..))
+///         .beta(beta.slice(..))
+///         .mask(mask.slice(..))
+///         .dx(dy.slice(..)) // over dy, which nobody needs any more
+///         .residual_gradient(d_residual.slice(..))
+///         .dgamma(dgamma.slice(..))
+///         .dbeta(dbeta.slice(..)),
+/// )?;
+///
+/// let mut encoder = gpu.device().create_command_encoder(&Default::default());
+/// forward.record(&mut encoder);
+/// backward.record(&mut encoder);
+/// gpu.queue().submit([encoder.finish()]);
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct BackwardBuffers<'a> {
     pub(super) ranges: Vec<Named<'a>>,
