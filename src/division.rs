@@ -390,8 +390,14 @@ pub(crate) struct Divisions {
 }
 
 impl Divisions {
-    /// Divides a tensor that is not empty.
-    pub(crate) fn new(view: View, form: Form, tuning: &Tuning, limits: &wgpu::Limits) -> Self {
+    /// Divides a tensor that is not empty; `masked` if element-wise kernels may write or read a mask.
+    pub(crate) fn new(
+        view: View,
+        form: Form,
+        masked: bool,
+        tuning: &Tuning,
+        limits: &wgpu::Limits,
+    ) -> Self {
         let tensor = Block::new(view, form.packing);
         let slices = Slices::new(tensor, form.pack_bytes(), 1, limits);
         // Every slice has partial results of its own. Those of columns that it does not cover stay
@@ -409,7 +415,7 @@ impl Divisions {
         let mut divisions = if form.in_pairs() {
             Self::with_pairs(view, slices, reductions, merge, tuning, limits)
         } else {
-            Self::with_columns(form, slices, reductions, merge, tuning, limits)
+            Self::with_columns(form, masked, slices, reductions, merge, tuning, limits)
         };
         let of_reductions = divisions.reductions.iter_mut();
         for division in of_reductions.chain(&mut divisions.maps) {
@@ -422,6 +428,7 @@ impl Divisions {
     /// Element-wise kernels over the slices of the reductions.
     fn with_columns(
         form: Form,
+        masked: bool,
         slices: Slices,
         mut reductions: Vec<Division>,
         merge: Division,
@@ -432,8 +439,12 @@ impl Divisions {
         let mut mask_words = 0;
         let mut maps = Vec::new();
         for (slice, reduction) in slices.slices.iter().zip(&mut reductions) {
-            let lanes = lanes(slice.block, tuning);
-            let mut map = Division::map(slice.block, lanes, packs_per_word, tuning, limits);
+            let block = slice.block;
+            let (lanes, packs) = match masked {
+                true => (word_lanes(block, packs_per_word, tuning), packs_per_word),
+                false => (lanes(block, tuning), 1),
+            };
+            let mut map = Division::map(block, lanes, packs, tuning, limits);
             slices.place(slice, &mut map.geometry);
             let mut mask = MaskPlace::new(&map, slice.block, packs_per_word, tuning.order);
             mask.first = mask_words;
@@ -477,7 +488,7 @@ impl Divisions {
                 .min(power_of_two_up_to(binding / (4 * packs_per_word))),
             ..tuning.clone()
         };
-        let lanes = lanes(pairs, &narrow);
+        let lanes = word_lanes(pairs, packs_per_word, &narrow);
         let map_slices = Slices::new(pairs, 4, packs_per_word * lanes.1, limits);
         let mut maps = Vec::new();
         for slice in &map_slices.slices {
@@ -535,17 +546,17 @@ impl Division {
         Self::new(block, (lanes_x, lanes_y), split_length, 1, tuning, limits)
     }
 
-    /// For an element-wise kernel, whose lanes take whole words of a mask.
+    /// For an element-wise kernel, whose lanes take multiples of some packs.
     fn map(
         block: Block,
         lanes: (u64, u64),
-        packs_per_word: u64,
+        multiple: u64,
         tuning: &Tuning,
         limits: &wgpu::Limits,
     ) -> Self {
-        let packs = u64::from(tuning.map_packs).next_multiple_of(packs_per_word);
+        let packs = u64::from(tuning.map_packs).next_multiple_of(multiple);
         let split_length = block.length().min(lanes.1 * packs);
-        Self::new(block, lanes, split_length, packs_per_word, tuning, limits)
+        Self::new(block, lanes, split_length, multiple, tuning, limits)
     }
 
     /// For the merge of `length` partial results of each column.
@@ -624,7 +635,22 @@ impl Division {
 /// A workgroup's shape: lanes across columns, lanes that share a column.
 fn lanes(block: Block, tuning: &Tuning) -> (u64, u64) {
     // No more lanes on a column than leave each a group of four packs.
-    let shared = block.length().div_ceil(4).next_power_of_two();
+    shared_lanes(
+        block,
+        block.length().div_ceil(4).next_power_of_two(),
+        tuning,
+    )
+}
+
+/// The same where lanes write words of a mask: no more on a column than leave each four words, so
+/// that a mask has hardly more than one bit for each value.
+fn word_lanes(block: Block, packs_per_word: u64, tuning: &Tuning) -> (u64, u64) {
+    let words = block.length().div_ceil(packs_per_word);
+    shared_lanes(block, power_of_two_up_to(words / 4).into(), tuning)
+}
+
+/// With at most so many lanes, a power of two, on a column.
+fn shared_lanes(block: Block, shared: u64, tuning: &Tuning) -> (u64, u64) {
     let lanes_x = if block.plane == 1 {
         // Neighbouring columns are neighbours in memory: lanes across them coalesce.
         tuning.lanes_across.min(tuning.lanes).into()
@@ -729,7 +755,7 @@ mod tests {
         for view in small_views() {
             for dtype in [DType::F32, DType::F16] {
                 let form = Form::of(view, dtype);
-                let divisions = Divisions::new(view, form, &Tuning::gpu(), &limits);
+                let divisions = Divisions::new(view, form, true, &Tuning::gpu(), &limits);
                 for slices in [&divisions.slices, &divisions.map_slices] {
                     for (index, slice) in slices.slices.iter().enumerate() {
                         let bytes = slices.bytes(index);
@@ -811,7 +837,7 @@ mod tests {
     }
 
     /// Every view of small sizes that is not too large, with every tuning and limit.
-    fn small_divisions(dtype: DType, mut check: impl FnMut(View, &Divisions)) {
+    fn small_divisions(dtype: DType, masked: bool, mut check: impl FnMut(View, &Divisions)) {
         for view in small_views() {
             if view.outer * view.channels * view.inner > 20_000 {
                 continue;
@@ -819,7 +845,8 @@ mod tests {
             for tuning in tunings() {
                 for limits in limits() {
                     let form = Form::of(view, dtype);
-                    check(view, &Divisions::new(view, form, &tuning, &limits));
+                    let divisions = Divisions::new(view, form, masked, &tuning, &limits);
+                    check(view, &divisions);
                 }
             }
         }
@@ -827,8 +854,13 @@ mod tests {
 
     #[test]
     fn every_pack_is_visited_once_by_its_column() {
-        for dtype in [DType::F32, DType::F16] {
-            small_divisions(dtype, |view, divisions| {
+        for (dtype, masked) in [
+            (DType::F32, false),
+            (DType::F32, true),
+            (DType::F16, false),
+            (DType::F16, true),
+        ] {
+            small_divisions(dtype, masked, |view, divisions| {
                 let tensor = divisions.slices.tensor;
                 let mut visits = vec![0; tensor.packs() as usize];
                 let slices = divisions.slices.slices.iter();
@@ -862,11 +894,45 @@ mod tests {
         }
     }
 
+    /// A mask has hardly more bits than values.
+    #[test]
+    fn a_mask_has_one_bit_for_each_value() {
+        for (outer, channels, inner) in [
+            (32, 64, 56 * 56),
+            (32, 256, 14 * 14),
+            (32, 2048, 7 * 7),
+            (8, 3, 224 * 224),
+            (32 * 56 * 56, 64, 1),
+            (32 * 7 * 7, 2048, 1),
+            (32 * 7 * 7, 3, 1),
+            (256, 1000, 1),
+        ] {
+            let view = View {
+                outer,
+                channels,
+                inner,
+            };
+            for dtype in [DType::F32, DType::F16] {
+                for tuning in [Tuning::gpu(), Tuning::cpu()] {
+                    let form = Form::of(view, dtype);
+                    let limits = wgpu::Limits::default();
+                    let divisions = Divisions::new(view, form, true, &tuning, &limits);
+                    let values = (outer * channels * inner) as u64;
+                    let bits = 32 * divisions.mask_words;
+                    assert!(
+                        bits >= values && 4 * bits <= 5 * values,
+                        "{view:?} {dtype:?}: {bits} bits for {values} values"
+                    );
+                }
+            }
+        }
+    }
+
     /// Every word of a mask is written by one lane, its bits in order, and read where they are.
     #[test]
     fn mask_bits_are_written_by_one_lane_and_found_again() {
         for dtype in [DType::F32, DType::F16] {
-            small_divisions(dtype, |view, divisions| {
+            small_divisions(dtype, true, |view, divisions| {
                 let form = Form::of(view, dtype);
                 let values = form.packing.values() as u32;
                 let slices = &divisions.slices;
@@ -956,7 +1022,7 @@ mod tests {
                         max_storage_buffer_binding_size: binding,
                         ..wgpu::Limits::default()
                     };
-                    let divisions = Divisions::new(view, form, &tuning, &limits);
+                    let divisions = Divisions::new(view, form, true, &tuning, &limits);
                     let slices = &divisions.slices;
                     for index in (0..slices.slices.len()).step_by(97) {
                         let slice = slices.slices[index];

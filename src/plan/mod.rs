@@ -195,7 +195,9 @@ impl Plan {
             .clone()
             .unwrap_or_else(|| Tuning::for_device(gpu.info().device_type))
             .within(limits);
-        let divisions = Divisions::new(view, form, &tuning, limits);
+        // With a residual, an activation keeps what it cuts.
+        let masked = options.activation != Activation::Identity;
+        let divisions = Divisions::new(view, form, masked, &tuning, limits);
         for division in divisions.all() {
             division.launch.check(limits)?;
         }
@@ -255,7 +257,8 @@ impl Plan {
         statistics::SAVED_ROWS * channel_bytes(&self.shape)
     }
 
-    /// The size of the `mask` range, in bytes: one bit for each value, and a few to fill up words.
+    /// The size of the `mask` range, in bytes: one bit for each value, and some to fill up words (up to
+    /// a quarter more, and more yet for tensors of a few thousand values).
     pub fn mask_bytes(&self) -> u64 {
         self.divisions.mask_words * 4
     }

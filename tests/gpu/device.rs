@@ -3,12 +3,13 @@
 use libtest_mimic::Trial;
 use ndarray::array;
 use wgpu_batchnorm::{
-    BatchNorm, Checked, DType, Error, ForwardBuffers, Gpu, Layout, Mode, Optimizer, Options, Plan,
-    Sgd, Shape, Tensor, Tuning, wgpu,
+    Activation, BatchNorm, Checked, DType, Error, Extra, ForwardBuffers, Gpu, Layout, Mode,
+    Optimizer, Options, Plan, Sgd, Shape, Tensor, Tuning, Valid, Wanted, wgpu,
 };
 
 use crate::common::{Adapter, Outcome, normal};
 use crate::ensure;
+use crate::modes::upload;
 
 pub fn trials(adapter: &Adapter) -> Vec<Trial> {
     vec![
@@ -76,6 +77,47 @@ fn default_limits(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
+/// With an activation and a residual, where only some positions count: each slice finds its part of
+/// both masks.
+fn fused_in_slices(
+    gpu: &Gpu,
+    dims: &[usize],
+    layout: Layout,
+    dtype: DType,
+    tuning: &Tuning,
+) -> Outcome {
+    let options = Options::default()
+        .activation(Activation::Relu)
+        .tuning(tuning.clone());
+    let tensor = |seed| upload(gpu, &normal(dims, 0.5, 1.0, seed), layout, dtype);
+    let (x, residual, dy) = (tensor(1)?, tensor(2)?, tensor(3)?);
+    let mut positions = dims.to_vec();
+    positions.remove(match layout {
+        Layout::ChannelsFirst => 1,
+        Layout::ChannelsLast => dims.len() - 1,
+    });
+    let mask = normal(&positions, 0.5, 1.0, 4).mapv(|value| value > 0.0);
+    let valid = Valid::from_mask(gpu, &mask)?;
+    let extra = Extra {
+        residual: Some(&residual),
+        valid: Some(&valid),
+    };
+    let mut layer = BatchNorm::new(gpu, x.shape().channels(), options)?;
+    // The mask itself is bound whole.
+    if x.shape().len() > 100_000 {
+        let refused = layer.forward_with(&x, extra).err();
+        ensure!(
+            matches!(refused, Some(Error::TooLarge { .. })),
+            "{refused:?}"
+        );
+        return Ok(());
+    }
+    let mut checked = Checked::new(&mut layer);
+    checked.forward_with_blocking(&x, extra)?;
+    checked.backward_with_blocking(&dy, &Wanted::default())?;
+    Ok(())
+}
+
 /// Bindings so small that every tensor is cut into slices, in each of the ways it can be cut.
 fn small_bindings(gpu: &Gpu) -> Outcome {
     let limits = wgpu::Limits {
@@ -99,6 +141,10 @@ fn small_bindings(gpu: &Gpu) -> Outcome {
         (&[1, 1, 200, 200], Layout::ChannelsFirst),
     ] {
         for tuning in [Tuning::gpu(), Tuning::cpu()] {
+            for dtype in [DType::F32, DType::F16] {
+                fused_in_slices(&gpu, dims, layout, dtype, &tuning)
+                    .map_err(|error| format!("{layout:?} {dims:?} {dtype:?} fused: {error}"))?;
+            }
             let shape = Shape::new(dims, layout)?;
             let options = Options::default().tuning(tuning);
             let mut layer = BatchNorm::new(&gpu, shape.channels(), options)?;
