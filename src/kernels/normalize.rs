@@ -11,10 +11,9 @@ fn pieces(choice: &Choice) -> Vec<Piece> {
         library::x(choice),
         library::centre(choice),
         library::residual(choice),
+        library::activation(choice),
         library::map(choice),
     ]);
-    // To keep what was cut takes an activation, which is not a piece twice.
-    pieces.push(library::activation(choice));
     pieces.extend(library::keep(choice));
     pieces.push(piece!("normalize"));
     pieces
