@@ -578,19 +578,12 @@ impl BatchNorm {
         let plan = self.plan(&last.x)?;
         let in_place = dx.as_ref().is_some_and(|dx| dx.is_same(dy));
         let residual = self.residual_gradient(&last, dy, wanted.residual, in_place)?;
-        let mut buffers = self.backward_buffers(&last, dy);
-        if let Some(dx) = &dx {
-            buffers = buffers.dx(dx.range());
-        }
-        if let Some(residual) = residual.as_ref().filter(|residual| !residual.is_same(dy)) {
-            buffers = buffers.residual_gradient(residual.range());
-        }
+        let buffers = self.backward_buffers(&last, dy);
+        let buffers = with_input_gradients(buffers, dy, dx.as_ref(), residual.as_ref());
         let (buffers, unwanted) = self.with_parameter_gradients(buffers, wanted);
         let commands = plan.bind_backward(&buffers)?;
         self.gpu.submit(|encoder| {
-            for gradient in unwanted {
-                encoder.clear_buffer(gradient, 0, None);
-            }
+            clear(encoder, &unwanted);
             commands.record(encoder);
         })?;
         self.has_gradients = true;
@@ -823,6 +816,30 @@ impl BatchNorm {
         values.try_into().map_err(|_| Error::Readback {
             message: "a range is missing".to_owned(),
         })
+    }
+}
+
+/// Adds the gradients of what went into the forward pass; that of the residual only where it is not
+/// `dy` itself.
+pub(crate) fn with_input_gradients<'a>(
+    mut buffers: BackwardBuffers<'a>,
+    dy: &Tensor,
+    dx: Option<&'a Tensor>,
+    residual: Option<&'a Tensor>,
+) -> BackwardBuffers<'a> {
+    if let Some(dx) = dx {
+        buffers = buffers.dx(dx.range());
+    }
+    if let Some(residual) = residual.filter(|residual| !residual.is_same(dy)) {
+        buffers = buffers.residual_gradient(residual.range());
+    }
+    buffers
+}
+
+/// Sets gradients that are not wanted to 0.
+pub(crate) fn clear(encoder: &mut wgpu::CommandEncoder, unwanted: &[&wgpu::Buffer]) {
+    for gradient in unwanted {
+        encoder.clear_buffer(gradient, 0, None);
     }
 }
 

@@ -4,6 +4,7 @@ use ndarray::{Array1, Array2};
 
 use crate::kernels::gradients::SUMS_ROWS;
 use crate::kernels::statistics::MOMENTS_ROWS;
+use crate::layer::{clear, with_input_gradients};
 use crate::{BatchNorm, Error, Extra, Gpu, InputGradients, Mode, Tensor, Valid, Wanted, cpu};
 
 /// Fails unless all channels have the same count, as those of one batch do.
@@ -213,13 +214,12 @@ impl BatchNorm {
 
     /// [`BatchNorm::forward_with`] in training, of one shard, by the moments of all shards of the
     /// batch, its own among them, with the same valid positions as in [`BatchNorm::moments`]. The
-    /// running statistics move as by the whole batch, on every device alike; it counts as a batch even if
-    /// it has fewer than two values in all, which only the GPU knows.
+    /// running statistics move as by the whole batch, on every device alike; it counts as a batch even
+    /// if it has fewer than two values in all, which only the GPU knows.
     ///
     /// # Errors
     /// As [`BatchNorm::moments`]; [`Error::InvalidParameter`] without any moments,
-    /// [`Error::Conflict`] in evaluation. The layer is then
-    /// as it was.
+    /// [`Error::Conflict`] in evaluation. The layer is then as it was.
     pub fn forward_synchronized(
         &mut self,
         x: &Tensor,
@@ -283,9 +283,7 @@ impl BatchNorm {
         let (buffers, unwanted) = self.with_parameter_gradients(buffers, &Wanted::default());
         let commands = plan.bind_sums(&buffers, sums.buffer.slice(..))?;
         self.gpu.submit(|encoder| {
-            for gradient in unwanted {
-                encoder.clear_buffer(gradient, 0, None);
-            }
+            clear(encoder, &unwanted);
             commands.record(encoder);
         })?;
         self.set_has_gradients();
@@ -314,17 +312,13 @@ impl BatchNorm {
         let all = self.gathered("batch_norm.sums", &all_of)?;
         let dx = Tensor::zeros(&self.gpu, dy.shape(), dy.dtype())?;
         let residual = self.residual_gradient(&last, dy, wanted.residual, false)?;
-        let mut buffers = self.backward_buffers(&last, dy).dx(dx.range());
-        if let Some(residual) = residual.as_ref().filter(|residual| !residual.is_same(dy)) {
-            buffers = buffers.residual_gradient(residual.range());
-        }
+        let buffers = self.backward_buffers(&last, dy);
+        let buffers = with_input_gradients(buffers, dy, Some(&dx), residual.as_ref());
         let (buffers, unwanted) = self.with_parameter_gradients(buffers, wanted);
         let shards = sums.len() as u32;
         let commands = plan.bind_input_gradient(&buffers, all.slice(..), shards)?;
         self.gpu.submit(|encoder| {
-            for gradient in unwanted {
-                encoder.clear_buffer(gradient, 0, None);
-            }
+            clear(encoder, &unwanted);
             gather(encoder, &all_of, &all);
             commands.record(encoder);
         })?;

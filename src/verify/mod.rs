@@ -437,7 +437,8 @@ impl<'a> Checked<'a> {
         }
         if let Some(residual) = &found.residual {
             let residual = residual.to_array().await?;
-            let allowed = |index: usize| tolerance * g_at(&dy_values, index) + edges.at[index];
+            let magnitudes: Vec<f64> = dy_values.iter().map(|dy| dy.abs()).collect();
+            let allowed = |index: usize| tolerance * magnitudes[index] + edges.at[index];
             comparisons.push(Comparison::of_dtype(
                 dtype,
                 "residual_gradient",
@@ -485,14 +486,6 @@ impl<'a> Checked<'a> {
             compare("beta", |state| &state.beta, &beta_condition),
         ])
     }
-}
-
-/// The magnitude of the value at a flat index.
-fn g_at(values: &ArrayD<f64>, index: usize) -> f64 {
-    values
-        .as_slice()
-        .and_then(|values| values.get(index))
-        .map_or(0.0, |value| value.abs())
 }
 
 /// The share of one value in statistics, `1/M`, if they depend on any.
@@ -602,9 +595,9 @@ impl Pass {
         let normalized = self.normalized()?;
         for (index, ((z, x), dy)) in normalized.iter().zip(&self.x).zip(dy).enumerate() {
             let z = z + residual.next().unwrap_or(&0.0);
+            // Both edges of a clamp at once would be a range of almost nothing.
             let gradient = |z| activation.gradient(*dy, z);
             let jump = gradient(z + uncertain[index]) - gradient(z - uncertain[index]);
-            // Both edges of a clamp at once would be a range of almost nothing.
             let channel = self.view.channel_of(index);
             let x_hat = (x - self.statistics.mean[channel]) * terms.inv_std[channel];
             edges.at[index] = jump.abs();

@@ -373,6 +373,7 @@ fn cut_alike(
         .map(|channel| state.gamma[channel] / (1.0 + 1e-5_f32).sqrt())
         .collect();
     let mut near = 0;
+    let mut all_passed = Vec::new();
     for (index, (&y, &dx)) in y.iter().zip(&dx).enumerate() {
         // With any activation here, what is cut has at most half the gradient.
         let passed = dx > 0.75 * full[channel_of(index)];
@@ -380,6 +381,7 @@ fn cut_alike(
             Activation::Clamp { .. } => y > 0.0 && y < 1.0,
             _ => y > 0.0,
         };
+        all_passed.push(passed);
         near += usize::from((y - edge).abs() < 1e-6);
         // In 16 bits what passes may be rounded to the edge.
         ensure!(
@@ -389,8 +391,11 @@ fn cut_alike(
     }
     ensure!(near >= channels, "only {near} values are near the edge");
     if let Some(gradient) = found.residual {
-        for (dx, g) in dx.iter().zip(&gradient.to_array_blocking()?) {
-            ensure!((*g == 1.0) == (*dx > 0.0 && *g > 0.75), "{g} and {dx}");
+        for (passed, g) in all_passed.iter().zip(&gradient.to_array_blocking()?) {
+            ensure!(
+                (*g == 1.0) == *passed,
+                "a gradient of {g}, passed: {passed}"
+            );
         }
     }
     Ok(())
