@@ -3,33 +3,74 @@
 //
 // To the walk the slice is one column whose packs are words. The kernel says what belongs to a
 // channel (`coefficients`), what becomes of a value (`result_at`) and where that goes (`put`).
+// Coefficients are loaded where the channel changes. The channel is found by division, but not where
+// a lane goes on to the very next value.
 
-/// Half of the pair at a place: where it lies, and its channel.
+/// Half of a pair: where it lies, its channel, and its place in that's plane.
 struct Half {
     at: Place,
     channel: u32,
+    place_in_plane: u32,
 }
 
-fn half_at(pair: Place, second: u32) -> Half {
-    let address = 2u * pair.address + second;
-    // The value's index in the tensor. Past its end, in the last word, any place will do.
-    let index = min(address + geometry.value_offset, geometry.values - 1u);
+/// A value's index in the tensor. Past its end, in the last word, any place will do.
+fn index_of(address: u32) -> u32 {
+    return min(address + geometry.value_offset, geometry.values - 1u);
+}
+
+fn located(address: u32) -> Half {
+    let index = index_of(address);
     let plane = index / geometry.inner;
     let outer = plane / geometry.all_columns;
-    let position = outer * geometry.inner + (index - plane * geometry.inner);
-    return Half(
-        Place(address, position, pair.last && second == 1u),
-        plane - outer * geometry.all_columns,
-    );
+    let place = index - plane * geometry.inner;
+    let position = outer * geometry.inner + place;
+    return Half(Place(address, position, false), plane - outer * geometry.all_columns, place);
+}
+
+/// The half behind one.
+fn after(half: Half) -> Half {
+    let address = half.at.address + 1u;
+    if index_of(address) == index_of(half.at.address) {
+        return Half(Place(address, half.at.number, false), half.channel, half.place_in_plane);
+    }
+    if half.place_in_plane + 1u < geometry.inner {
+        let place = Place(address, half.at.number + 1u, false);
+        return Half(place, half.channel, half.place_in_plane + 1u);
+    }
+    // The same positions again, in the next channel, or the next positions in the first.
+    if half.channel + 1u < geometry.all_columns {
+        let place = Place(address, half.at.number + 1u - geometry.inner, false);
+        return Half(place, half.channel + 1u, 0u);
+    }
+    return Half(Place(address, half.at.number + 1u, false), 0u, 0u);
 }
 
 fn map_tile(tile: Tile) {
     var walk = walk(tile);
+    if walk.remaining == 0u {
+        return;
+    }
+    var half = located(2u * walk.address);
+    var channel = half.channel;
+    var c = coefficients(channel);
     while walk.remaining > 0u {
         let pair = next(&walk);
-        let first = half_at(pair, 0u);
-        let second = half_at(pair, 1u);
-        let result = result_at(first.at, coefficients(first.channel));
-        put(pair.address, result, result_at(second.at, coefficients(second.channel)));
+        if half.channel != channel {
+            channel = half.channel;
+            c = coefficients(channel);
+        }
+        let first = result_at(half.at, c);
+        half = after(half);
+        if half.channel != channel {
+            channel = half.channel;
+            c = coefficients(channel);
+        }
+        half.at.last = pair.last;
+        put(pair.address, first, result_at(half.at, c));
+        if geometry.step == 1u {
+            half = after(half);
+        } else {
+            half = located(2u * walk.address);
+        }
     }
 }
