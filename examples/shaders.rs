@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use naga::back::{glsl, hlsl, msl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use wgpu_batchnorm::{ShaderText, shader_texts};
+use wgpu_batchnorm::{ShaderText, shader_texts, wgpu};
 
 /// Any error: of a shader, of a file.
 pub type Failure = Box<dyn std::error::Error>;
@@ -113,7 +113,13 @@ impl Target {
         }
     }
 
-    /// Translates every shader and writes each to a file in the folder.
+    /// Whether a device that takes this language may be given the shader: words of 64 bits are for
+    /// software adapters, that is, Vulkan's lavapipe.
+    pub fn has(&self, text: &ShaderText) -> bool {
+        text.features.is_empty() || matches!(self.language, Language::SpirV { .. })
+    }
+
+    /// Translates every shader that it has, and writes each to a file in the folder.
     pub fn write_all(
         &self,
         folder: &Path,
@@ -121,7 +127,7 @@ impl Target {
     ) -> Result<Vec<Written>, Failure> {
         fs::create_dir_all(folder)?;
         let mut shaders = Vec::new();
-        for text in texts {
+        for text in texts.into_iter().filter(|text| self.has(text)) {
             let translation = self.translate(&text)?;
             let path = folder.join(format!("{}.{}", text.name, self.extension));
             fs::write(&path, translation.contents)?;
@@ -184,9 +190,10 @@ impl<'a> Shader<'a> {
     fn new(text: &'a ShaderText) -> Result<Self, Failure> {
         let module = naga::front::wgsl::parse_str(&text.source)
             .map_err(|error| error.emit_to_string(&text.source))?;
-        // The shaders make do without any of wgpu's optional features. Only those that read f16 by
-        // the device's own instruction need what all but old devices have.
-        let capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        // Shaders that read f16 by the device's own instruction need what all but old devices have.
+        let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        let wide = text.features.contains(wgpu::Features::SHADER_INT64);
+        capabilities.set(Capabilities::SHADER_INT64, wide);
         let info = Validator::new(ValidationFlags::all(), capabilities)
             .validate(&module)
             .map_err(|error| error.emit_to_string(&text.source))?;
@@ -233,7 +240,11 @@ impl<'a> Shader<'a> {
             fake_missing_bindings: false,
             binding_map: binding_map.collect(),
             // wgpu allows a few more.
-            capabilities: Some([spv::Capability::Shader].into_iter().collect()),
+            capabilities: Some(
+                [spv::Capability::Shader, spv::Capability::Int64]
+                    .into_iter()
+                    .collect(),
+            ),
             bounds_check_policies: BoundsCheckPolicies {
                 index: BoundsCheckPolicy::Restrict,
                 buffer: buffers,

@@ -83,18 +83,13 @@ fn term_at(at: Place, pivot: PerChannel, remainder: PerChannel, cut: Cut) -> Ter
     return Term(gradient, Pack(0.0));
 }
 
-@compute @workgroup_size(LANES)
-fn partial(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
-    let tile = tile(workgroup, grid, local);
+/// The sums over what falls to one lane.
+fn sums_of(tile: Tile) -> Sums {
     let pivot = saved[tile.column];
     let remainder = saved[tile.column + geometry.all_columns];
     let cut = cut_of(tile.column);
 
-    // Load, in blocks of four packs.
+    // In blocks of four packs.
     var own = Sums();
     var walk = walk(tile);
     while walk.remaining >= 4u {
@@ -114,9 +109,17 @@ fn partial(
         own.gradient += fold(term.gradient);
         own.product += fold(term.product);
     }
+    return own;
+}
 
-    // Reduce over the lanes.
-    own = summed_lanes(own, local, tile.lane);
+@compute @workgroup_size(LANES)
+fn partial(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let tile = tile(workgroup, grid, local);
+    let own = summed_lanes(sums_of(tile), local, tile.lane);
 
     // Write.
     if tile.live && tile.lane == 0u {

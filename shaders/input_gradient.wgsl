@@ -6,7 +6,7 @@
 // enters the activation: lib/cut. Through statistics that are constants, dx = gamma * inv_std * g.
 //
 // in   x, dy         [outer, channels, inner]
-//      coefficient_rows  [6, channels], from gradients.wgsl
+//      what it needs of a channel: lib/coefficients
 // out  dx            [outer, channels, inner]
 //      residual_gradient, if there is one: lib/residual_gradient
 //
@@ -14,7 +14,6 @@
 // Twin on the CPU: src/cpu/input_gradient.rs.
 
 @group(0) @binding(5) var<storage, read_write> dx: array<Stored>;
-@group(0) @binding(20) var<storage, read> coefficient_rows: array<PerChannel>;
 
 /// Whether the statistics depend on x. If not, x may not have to be read.
 override BATCH_STATISTICS: bool = true;
@@ -30,27 +29,6 @@ struct Coefficients {
     /// inv_std * dgamma / M
     slope: PerChannel,
     cut: Cut,
-}
-
-fn coefficients(column: u32) -> Coefficients {
-    return Coefficients(
-        coefficient_rows[column],
-        coefficient_rows[column + geometry.all_columns],
-        scale_of(column),
-        coefficient_rows[column + geometry.all_columns * 3u],
-        coefficient_rows[column + geometry.all_columns * 4u],
-        cut_of(column),
-    );
-}
-
-/// For lib/cut.
-fn scale_of(column: u32) -> PerChannel {
-    return coefficient_rows[column + geometry.all_columns * 2u];
-}
-
-/// For lib/cut.
-fn shift_of(column: u32) -> PerChannel {
-    return coefficient_rows[column + geometry.all_columns * 5u];
 }
 
 struct Gradients {

@@ -74,17 +74,10 @@ fn median(a: PerChannel, b: PerChannel, c: PerChannel) -> PerChannel {
     return max(min(a, b), min(max(a, b), c));
 }
 
-@compute @workgroup_size(LANES)
-fn partial(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
-    let tile = tile(workgroup, grid, local);
-    let pivot = pivot_of(tile, local);
-
-    // Load, in blocks of four packs and groups of eight blocks: short chains of merges, so that
-    // an outlier's rounding errors do not enter every merge after it.
+/// The moments of what falls to one lane, from the pivot.
+fn moments_of(tile: Tile, pivot: PerChannel) -> Moments {
+    // In blocks of four packs and groups of eight blocks: short chains of merges, so that an
+    // outlier's rounding errors do not enter every merge after it.
     var own = Moments();
     var walk = walk(tile);
     while walk.remaining >= 4u {
@@ -123,10 +116,18 @@ fn partial(
         let a_off = select(Pack(), a - mean, valid);
         rest = merged(rest, Moments(count, mean, fold(a_off * a_off)));
     }
-    own = merged(own, rest);
+    return merged(own, rest);
+}
 
-    // Reduce over the lanes.
-    own = merged_lanes(own, local, tile.lane);
+@compute @workgroup_size(LANES)
+fn partial(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let tile = tile(workgroup, grid, local);
+    let pivot = pivot_of(tile, local);
+    let own = merged_lanes(moments_of(tile, pivot), local, tile.lane);
 
     // Write.
     if tile.live && tile.lane == 0u {
@@ -205,6 +206,30 @@ fn reciprocal(count: f32) -> f32 {
     return fma(guess, fma(-count, guess, 1.0), guess);
 }
 
+fn variance_of(all: Moments) -> PerChannel {
+    return all.m2 * reciprocal(max(all.count, 1.0));
+}
+
+/// Writes the statistics of a column that has these moments, and moves the running ones.
+fn write_statistics(column: u32, pivot: PerChannel, all: Moments) {
+    let inverse_count = reciprocal(max(all.count, 1.0));
+    let variance = variance_of(all);
+    // Without any value, the mean counts as 0.
+    saved[column] = select(PerChannel(), pivot, all.count > 0.0);
+    saved[column + geometry.all_columns] = all.mean;
+    saved[column + geometry.all_columns * 2u] = inv_std_of(variance);
+    saved[column + geometry.all_columns * 3u] = variance;
+    saved[column + geometry.all_columns * 4u] = PerChannel(inverse_count);
+    // One value has no variance to learn from, none has nothing.
+    if all.count >= 2.0 {
+        let running_variance = all.m2 / (all.count - constants.degrees_lost);
+        running_mean[column] = (1.0 - constants.momentum_mean) * running_mean[column]
+            + constants.momentum_mean * (pivot + all.mean);
+        running_var[column] = (1.0 - constants.momentum_var) * running_var[column]
+            + constants.momentum_var * running_variance;
+    }
+}
+
 @compute @workgroup_size(LANES)
 fn merge(
     @builtin(workgroup_id) workgroup: vec3<u32>,
@@ -214,26 +239,8 @@ fn merge(
     let tile = tile(workgroup, grid, local);
     let pivot = pivot_of_partials(tile.column);
     let all = merged_partials(tile, pivot, local);
-
-    // Write.
     if tile.live && tile.lane == 0u {
-        let column = tile.column;
-        let inverse_count = reciprocal(max(all.count, 1.0));
-        let variance = all.m2 * inverse_count;
-        // Without any value, the mean counts as 0.
-        saved[column] = select(PerChannel(), pivot, all.count > 0.0);
-        saved[column + geometry.all_columns] = all.mean;
-        saved[column + geometry.all_columns * 2u] = inv_std_of(variance);
-        saved[column + geometry.all_columns * 3u] = variance;
-        saved[column + geometry.all_columns * 4u] = PerChannel(inverse_count);
-        // One value has no variance to learn from, none has nothing.
-        if all.count >= 2.0 {
-            let running_variance = all.m2 / (all.count - constants.degrees_lost);
-            running_mean[column] = (1.0 - constants.momentum_mean) * running_mean[column]
-                + constants.momentum_mean * (pivot + all.mean);
-            running_var[column] = (1.0 - constants.momentum_var) * running_var[column]
-                + constants.momentum_var * running_variance;
-        }
+        write_statistics(tile.column, pivot, all);
     }
 }
 

@@ -385,6 +385,8 @@ pub(crate) struct Divisions {
     pub(crate) map_slices: Slices,
     /// An element-wise kernel over each slice.
     pub(crate) maps: Vec<Division>,
+    /// A kernel that takes columns whole, where that is right: see [`Division::whole`].
+    pub(crate) whole: Option<Division>,
     /// Words of a mask with one bit for each value.
     pub(crate) mask_words: u64,
 }
@@ -418,7 +420,8 @@ impl Divisions {
             Self::with_columns(form, masked, slices, reductions, merge, tuning, limits)
         };
         let of_reductions = divisions.reductions.iter_mut();
-        for division in of_reductions.chain(&mut divisions.maps) {
+        let others = divisions.maps.iter_mut().chain(&mut divisions.whole);
+        for division in of_reductions.chain(others) {
             division.geometry.values = (view.outer * view.channels * view.inner) as u32;
             division.geometry.inner = view.inner as u32;
         }
@@ -438,19 +441,33 @@ impl Divisions {
         let packs_per_word = 32 / form.packing.values();
         let mut mask_words = 0;
         let mut maps = Vec::new();
+        let mut whole = None;
         for (slice, reduction) in slices.slices.iter().zip(&mut reductions) {
             let block = slice.block;
-            let (lanes, packs) = match masked {
-                true => (word_lanes(block, packs_per_word, tuning), packs_per_word),
-                false => (lanes(block, tuning), 1),
+            let multiple = if masked { packs_per_word } else { 1 };
+            let lanes = |tuning: &Tuning| match masked {
+                true => word_lanes(block, packs_per_word, tuning),
+                false => lanes(block, tuning),
             };
-            let mut map = Division::map(block, lanes, packs, tuning, limits);
+            if slices.slices.len() == 1 {
+                whole = Division::whole(block, slices.pack_bytes, lanes, multiple, tuning, limits);
+            }
+            // What a kernel keeps for another's lanes must suit both.
+            let lanes = match &whole {
+                Some(whole) => (whole.launch.lanes_x.into(), whole.launch.lanes_y.into()),
+                None => lanes(tuning),
+            };
+            let mut map = Division::map(block, lanes, multiple, tuning, limits);
             slices.place(slice, &mut map.geometry);
             let mut mask = MaskPlace::new(&map, slice.block, packs_per_word, tuning.order);
             mask.first = mask_words;
             mask_words += mask.words;
             mask.put(&mut map.geometry);
             mask.put(&mut reduction.geometry);
+            if let Some(whole) = &mut whole {
+                slices.place(slice, &mut whole.geometry);
+                mask.put(&mut whole.geometry);
+            }
             maps.push(map);
         }
         Self {
@@ -460,6 +477,7 @@ impl Divisions {
             nothing: merge.of_nothing(),
             merge,
             maps,
+            whole,
             mask_words,
         }
     }
@@ -510,20 +528,23 @@ impl Divisions {
             merge,
             map_slices,
             maps,
+            whole: None,
             mask_words: mask.words,
         }
     }
 
-    /// All divisions: reductions, merge, nothing, maps.
+    /// All divisions: reductions, merge, nothing, maps, whole.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Division> {
         let Self {
             reductions,
             merge,
             nothing,
             maps,
+            whole,
             ..
         } = self;
-        reductions.iter().chain([merge, nothing]).chain(maps)
+        let reductions = reductions.iter();
+        reductions.chain([merge, nothing]).chain(maps).chain(whole)
     }
 
     /// Partial results per column.
@@ -557,6 +578,36 @@ impl Division {
         let packs = u64::from(tuning.map_packs).next_multiple_of(multiple);
         let split_length = block.length().min(lanes.1 * packs);
         Self::new(block, lanes, split_length, multiple, tuning, limits)
+    }
+
+    /// For a kernel whose workgroups take columns whole, and walk over them twice: where all lanes
+    /// together have so little to read that they find it in a cache the second time, each lane
+    /// adds up no more than in a reduction, and there are workgroups enough.
+    fn whole(
+        block: Block,
+        pack_bytes: u64,
+        lanes: impl Fn(&Tuning) -> (u64, u64),
+        multiple: u64,
+        tuning: &Tuning,
+        limits: &wgpu::Limits,
+    ) -> Option<Self> {
+        // Few columns side by side, for many workgroups: 64 bytes of f32 are two of the pieces in
+        // which GPUs read memory.
+        let narrow = Tuning {
+            lanes_across: tuning.lanes_across.min(4),
+            ..tuning.clone()
+        };
+        let (lanes_x, lanes_y) = lanes(&narrow);
+        let bytes = lanes_x * block.length() * pack_bytes;
+        let packs = block.length().div_ceil(lanes_y);
+        let workgroups = block.columns.div_ceil(lanes_x);
+        let fits = bytes <= tuning.whole_bytes
+            && packs <= u64::from(tuning.reduction_packs_max)
+            && workgroups >= u64::from(tuning.whole_workgroups);
+        fits.then(|| {
+            let lanes = (lanes_x, lanes_y);
+            Self::new(block, lanes, block.length(), multiple, tuning, limits)
+        })
     }
 
     /// For the merge of `length` partial results of each column.
@@ -710,7 +761,7 @@ mod tests {
         small_views().map(|view| Block::new(view, Packing::of(view)))
     }
 
-    fn tunings() -> [Tuning; 4] {
+    fn tunings() -> [Tuning; 6] {
         let mut narrow = Tuning::gpu();
         narrow.lanes = 16;
         narrow.lanes_across = 4;
@@ -719,7 +770,22 @@ mod tests {
         narrow.map_packs = 1;
         let mut narrow_runs = narrow.clone();
         narrow_runs.order = LaneOrder::Runs;
-        [Tuning::gpu(), Tuning::cpu(), narrow, narrow_runs]
+        let whole = |order| {
+            let mut whole = Tuning::gpu();
+            whole.lanes = 16;
+            whole.order = order;
+            whole.whole_bytes = u64::MAX;
+            whole.whole_workgroups = 1;
+            whole
+        };
+        [
+            Tuning::gpu(),
+            Tuning::cpu(),
+            narrow,
+            narrow_runs,
+            whole(LaneOrder::SideBySide),
+            whole(LaneOrder::Runs),
+        ]
     }
 
     #[test]
@@ -862,22 +928,30 @@ mod tests {
         ] {
             small_divisions(dtype, masked, |view, divisions| {
                 let tensor = divisions.slices.tensor;
-                let mut visits = vec![0; tensor.packs() as usize];
-                let slices = divisions.slices.slices.iter();
-                for (slice, division) in slices.zip(&divisions.reductions) {
-                    let g = division.geometry;
-                    walk(division.launch, g, |column, address, number, _| {
-                        let in_slice = u64::from(address - g.first_address);
-                        let pack = slice.first_pack + in_slice;
-                        let column_of_pack = pack / tensor.plane % tensor.columns;
-                        assert_eq!(u64::from(column), column_of_pack);
-                        let outer = pack / tensor.plane / tensor.columns;
-                        let expected = outer * tensor.plane + pack % tensor.plane;
-                        assert_eq!(u64::from(number), expected);
-                        visits[pack as usize] += 1;
-                    });
+                let slices = &divisions.slices.slices;
+                let visits = |divisions: &mut dyn Iterator<Item = &Division>| {
+                    let mut visits = vec![0; tensor.packs() as usize];
+                    for (slice, division) in slices.iter().zip(divisions) {
+                        let g = division.geometry;
+                        walk(division.launch, g, |column, address, number, _| {
+                            let in_slice = u64::from(address - g.first_address);
+                            let pack = slice.first_pack + in_slice;
+                            let column_of_pack = pack / tensor.plane % tensor.columns;
+                            assert_eq!(u64::from(column), column_of_pack);
+                            let outer = pack / tensor.plane / tensor.columns;
+                            let expected = outer * tensor.plane + pack % tensor.plane;
+                            assert_eq!(u64::from(number), expected);
+                            visits[pack as usize] += 1;
+                        });
+                    }
+                    visits
+                };
+                let once = |visits: Vec<i32>| visits.iter().all(|&visits| visits == 1);
+                assert!(once(visits(&mut divisions.reductions.iter())), "{view:?}");
+                if let Some(whole) = &divisions.whole {
+                    assert_eq!(whole.geometry.splits, 1);
+                    assert!(once(visits(&mut std::iter::once(whole))), "{view:?}");
                 }
-                assert!(visits.iter().all(|&visits| visits == 1), "{view:?}");
 
                 let tensor = divisions.map_slices.tensor;
                 let mut visits = vec![0; tensor.packs() as usize];
@@ -938,37 +1012,44 @@ mod tests {
                 let slices = &divisions.slices;
                 let map_slices = &divisions.map_slices;
                 let words = divisions.mask_words as usize;
-                // By pack: where the map writes its bits.
-                let mut written = vec![None; slices.tensor.packs() as usize];
-                let mut done = vec![false; words];
-                let mut begun = vec![false; words];
-                for (slice, map) in map_slices.slices.iter().zip(&divisions.maps) {
-                    let g = map.geometry;
-                    let mut keep = |pack: usize, (word, bit): (u32, u32), last: bool| {
-                        let open = !std::mem::replace(&mut done[word as usize], false);
-                        assert!(open, "{view:?}: word {word} is written twice");
-                        done[word as usize] = last || bit + values == 32;
-                        let first = !std::mem::replace(&mut begun[word as usize], true);
-                        assert_eq!(first, bit == 0, "{view:?}");
-                        if pack < written.len() {
-                            assert_eq!(written[pack].replace((word, bit)), None);
-                        }
-                    };
-                    walk(map.launch, g, |column, address, number, last| {
-                        if form.in_pairs() {
-                            for half in 0..2 {
-                                let address = 2 * address + half;
-                                let number = number_in_pairs(g, address);
-                                let value = address.wrapping_add(g.value_offset) as usize;
-                                let bit = mask_bit(g, 0, number, 1);
-                                keep(value, bit, last && half == 1);
+                // By pack: where a kernel that writes the mask writes its bits.
+                let write = |writers: &mut dyn Iterator<Item = &Division>| {
+                    let mut written = vec![None; slices.tensor.packs() as usize];
+                    let mut done = vec![false; words];
+                    let mut begun = vec![false; words];
+                    for (slice, map) in map_slices.slices.iter().zip(writers) {
+                        let g = map.geometry;
+                        let mut keep = |pack: usize, (word, bit): (u32, u32), last: bool| {
+                            let open = !std::mem::replace(&mut done[word as usize], false);
+                            assert!(open, "{view:?}: word {word} is written twice");
+                            done[word as usize] = last || bit + values == 32;
+                            let first = !std::mem::replace(&mut begun[word as usize], true);
+                            assert_eq!(first, bit == 0, "{view:?}");
+                            if pack < written.len() {
+                                assert_eq!(written[pack].replace((word, bit)), None);
                             }
-                        } else {
-                            let pack = slice.first_pack + u64::from(address - g.first_address);
-                            let bit = mask_bit(g, column, number - g.first_number, values);
-                            keep(pack as usize, bit, last);
-                        }
-                    });
+                        };
+                        walk(map.launch, g, |column, address, number, last| {
+                            if form.in_pairs() {
+                                for half in 0..2 {
+                                    let address = 2 * address + half;
+                                    let number = number_in_pairs(g, address);
+                                    let value = address.wrapping_add(g.value_offset) as usize;
+                                    let bit = mask_bit(g, 0, number, 1);
+                                    keep(value, bit, last && half == 1);
+                                }
+                            } else {
+                                let pack = slice.first_pack + u64::from(address - g.first_address);
+                                let bit = mask_bit(g, column, number - g.first_number, values);
+                                keep(pack as usize, bit, last);
+                            }
+                        });
+                    }
+                    written
+                };
+                let written = write(&mut divisions.maps.iter());
+                if let Some(whole) = &divisions.whole {
+                    assert_eq!(write(&mut std::iter::once(whole)), written, "{view:?}");
                 }
                 for (slice, reduction) in slices.slices.iter().zip(&divisions.reductions) {
                     let g = reduction.geometry;

@@ -111,6 +111,10 @@ impl Gpu {
         adapter: &wgpu::Adapter,
         features: wgpu::Features,
     ) -> Result<Self, Error> {
+        let mut features = features;
+        if adapter.get_info().device_type == wgpu::DeviceType::Cpu {
+            features |= wgpu::Features::SHADER_INT64;
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("batch_norm"),
             required_features: features & adapter.features(),
@@ -214,6 +218,12 @@ impl Gpu {
     /// Whether the device is known to read f16 by an instruction of its own.
     pub(crate) fn native_f16(&self) -> bool {
         self.shared.native_f16
+    }
+
+    /// Whether the device was opened with words of 64 bits.
+    pub(crate) fn wide_words(&self) -> bool {
+        let features = self.device().features();
+        features.contains(wgpu::Features::SHADER_INT64)
     }
 
     /// The adapter in words: back end, name and driver, as `Vulkan/llvmpipe (LLVM 15.0.6, 256

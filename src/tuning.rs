@@ -34,9 +34,19 @@ pub struct Tuning {
     pub reduction_packs_max: u32,
     /// Packs for each invocation in an element-wise kernel.
     pub map_packs: u32,
+    /// The largest channel, in bytes of one tensor, for which a training pass is one dispatch, where
+    /// a workgroup takes a channel (or some that are neighbours) whole and reads it twice, the second
+    /// time from a cache. 0 for none.
+    pub whole_bytes: u64,
+    /// How many workgroups such a dispatch must have at least, to fill the device.
+    pub whole_workgroups: u32,
     /// Whether to read f16 by the device's own instruction where it is known to have one, not by
     /// integer arithmetic. It saves arithmetic, and may take numbers below 2⁻¹⁴ for 0.
     pub native_f16: bool,
+    /// Whether to read and write memory in words of 64 bits, where the device was opened with
+    /// `Features::SHADER_INT64` (as [`crate::Gpu::open`] opens software adapters that have it). It
+    /// halves the number of accesses on a device that makes them one by one.
+    pub wide_words: bool,
 }
 
 impl Tuning {
@@ -50,7 +60,10 @@ impl Tuning {
             reduction_packs_min: 8,
             reduction_packs_max: 256,
             map_packs: 8,
+            whole_bytes: 32 << 10,
+            whole_workgroups: 128,
             native_f16: false,
+            wide_words: false,
         }
     }
 
@@ -64,8 +77,11 @@ impl Tuning {
             reduction_workgroups: 16,
             reduction_packs_min: 64,
             reduction_packs_max: 256,
-            map_packs: 128,
+            map_packs: 512,
+            whole_bytes: 0,
+            whole_workgroups: 1,
             native_f16: true,
+            wide_words: true,
         }
     }
 
@@ -85,6 +101,7 @@ impl Tuning {
             ("tuning.reduction_packs_min", self.reduction_packs_min),
             ("tuning.reduction_packs_max", self.reduction_packs_max),
             ("tuning.map_packs", self.map_packs),
+            ("tuning.whole_workgroups", self.whole_workgroups),
         ];
         for (name, value) in positive {
             if value == 0 {

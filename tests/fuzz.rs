@@ -64,8 +64,18 @@ fn tuning() -> impl Strategy<Value = Tuning> {
     let order = prop_oneof![Just(LaneOrder::SideBySide), Just(LaneOrder::Runs)];
     let lanes = prop_oneof![any::<u32>(), (0..12_u32).prop_map(|power| 1 << power)];
     let count = || prop_oneof![4 => 1..300_u32, 1 => any::<u32>()];
-    (lanes, count(), order, count(), count(), count(), count()).prop_map(
-        |(lanes, across, order, workgroups, min, max, map)| {
+    let whole = (any::<u64>(), count());
+    (
+        lanes,
+        count(),
+        order,
+        count(),
+        count(),
+        count(),
+        count(),
+        whole,
+    )
+        .prop_map(|(lanes, across, order, workgroups, min, max, map, whole)| {
             let mut tuning = Tuning::gpu();
             tuning.lanes = lanes;
             tuning.lanes_across = across;
@@ -74,9 +84,9 @@ fn tuning() -> impl Strategy<Value = Tuning> {
             tuning.reduction_packs_min = min;
             tuning.reduction_packs_max = max;
             tuning.map_packs = map;
+            (tuning.whole_bytes, tuning.whole_workgroups) = whole;
             tuning
-        },
-    )
+        })
 }
 
 fn activation() -> impl Strategy<Value = Activation> {

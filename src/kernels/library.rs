@@ -53,6 +53,7 @@ pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
 
 fn storage(choice: &Choice) -> Vec<Piece> {
     let mut pieces = match choice.form.dtype {
+        DType::F32 if choice.wide => return vec![piece!("lib/storage/f32_wide")],
         DType::F32 => return vec![piece!("lib/storage/f32")],
         DType::F16 if choice.native_f16 => vec![
             piece!("lib/storage/f16_read_native"),
@@ -66,6 +67,7 @@ fn storage(choice: &Choice) -> Vec<Piece> {
     };
     pieces.push(match choice.form.in_pairs() {
         true => piece!("lib/storage/half"),
+        false if choice.wide => piece!("lib/storage/halves_wide"),
         false => piece!("lib/storage/halves"),
     });
     pieces

@@ -3,6 +3,8 @@
 //! A module here names its shader's entry points and bindings. How work is divided is decided in
 //! `division.rs`; what is run for an operation, and on which buffers, in `plan/`.
 
+pub(crate) mod backward;
+pub(crate) mod forward;
 pub(crate) mod gradients;
 pub(crate) mod input_gradient;
 pub(crate) mod library;
@@ -81,6 +83,8 @@ pub(crate) struct Choice {
     pub(crate) form: Form,
     /// Whether f16 is read by the device's own instruction.
     pub(crate) native_f16: bool,
+    /// Whether memory is read and written in words of 64 bits.
+    pub(crate) wide: bool,
     pub(crate) activation: ActivationFile,
     /// Whether a residual is added before the activation.
     pub(crate) residual: bool,
@@ -104,6 +108,7 @@ impl Choice {
         Self {
             form,
             native_f16: false,
+            wide: false,
             activation: ActivationFile::Identity,
             residual: false,
             residual_gradient: false,
@@ -142,6 +147,7 @@ impl Choice {
                 Axis::Form => {
                     only.form = self.form;
                     only.native_f16 = self.native_f16;
+                    only.wide = self.wide;
                 }
                 Axis::Packing => only.form.packing = self.form.packing,
                 Axis::Activation => only.activation = self.activation,
@@ -162,7 +168,7 @@ impl Choice {
         let forms = Form::ALL.into_iter();
         forms.flat_map(move |form| {
             ActivationFile::ALL.into_iter().flat_map(move |activation| {
-                (0..1_u32 << 8).filter_map(move |flags| {
+                (0..1_u32 << 9).filter_map(move |flags| {
                     let flag = |bit: u32| flags >> bit & 1 == 1;
                     let choice = Self {
                         form,
@@ -175,6 +181,7 @@ impl Choice {
                         products: flag(5),
                         batch_statistics: flag(6),
                         native_f16: flag(7),
+                        wide: flag(8),
                     };
                     choice.is_legal().then_some(choice)
                 })
@@ -188,6 +195,7 @@ impl Choice {
         (self.residual || !self.residual_gradient)
             && (self.batch_statistics || !self.some_valid)
             && (self.form.dtype == DType::F16 || !self.native_f16)
+            && (self.form.packing != Packing::Scalar || !self.wide)
     }
 }
 
@@ -246,6 +254,26 @@ impl EntryPoint {
             .into_iter()
             .partition(|name| self.writes.contains(name))
     }
+
+    /// How many storage buffers a dispatch binds.
+    pub(crate) fn storage_buffers(&self, choice: &Choice) -> usize {
+        let (writes, reads) = self.uses(choice);
+        let is_uniform = |name: &&&str| ["geometry", "constants", "settings"].contains(*name);
+        writes.len() + reads.len() - reads.iter().filter(is_uniform).count()
+    }
+
+    /// Whether there is such a kernel: pairs of neighbours do not go by whole columns.
+    fn is_legal(&self, choice: &Choice) -> bool {
+        !(self.is_whole() && choice.form.in_pairs())
+    }
+
+    /// Whether it does all of an operation by itself. It may then bind more buffers than every
+    /// device has.
+    fn is_whole(&self) -> bool {
+        [&forward::WHOLE, &backward::WHOLE]
+            .iter()
+            .any(|whole| whole.label == self.label)
+    }
 }
 
 /// An entry point's label, what it depends on, and the workgroup's shape.
@@ -299,6 +327,7 @@ impl Variant {
         }
         for (flag, word) in [
             (choice.native_f16, "native_f16"),
+            (choice.wide, "wide"),
             (choice.residual, "residual"),
             (choice.residual_gradient, "residual_gradient"),
             (choice.some_valid, "some_valid"),
@@ -356,13 +385,16 @@ impl Variant {
         ENTRY_POINTS.into_iter().flat_map(move |entry| {
             let mut seen = std::collections::HashSet::new();
             Choice::all()
+                .filter(|choice| entry.is_legal(choice))
                 .map(move |choice| Self::new(entry, &choice, launch))
                 .filter(move |variant| seen.insert(variant.choice))
         })
     }
 }
 
-const ENTRY_POINTS: [&EntryPoint; 12] = [
+const ENTRY_POINTS: [&EntryPoint; 14] = [
+    &forward::WHOLE,
+    &backward::WHOLE,
     &statistics::PARTIAL,
     &statistics::COLLECT,
     &statistics::MERGE,
@@ -390,6 +422,8 @@ pub struct ShaderText {
     pub entry_point: &'static str,
     /// Values of the override constants.
     pub constants: Vec<(&'static str, f64)>,
+    /// The optional features of a device that it takes.
+    pub features: wgpu::Features,
 }
 
 /// Every shader that this crate may give to a driver, in one shape of the workgroup, and those that
@@ -416,6 +450,10 @@ pub fn shader_texts() -> impl Iterator<Item = ShaderText> {
             source: variant.source().0,
             entry_point: variant.entry.name,
             constants: (variant.entry.constants)(&variant),
+            features: match variant.choice.wide {
+                true => wgpu::Features::SHADER_INT64,
+                false => wgpu::Features::empty(),
+            },
         })
 }
 
@@ -527,6 +565,7 @@ mod tests {
                 naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32,
                 variant.choice.native_f16,
             );
+            capabilities.set(naga::valid::Capabilities::SHADER_INT64, variant.choice.wide);
             let info =
                 naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
                     .validate(&module)
@@ -569,8 +608,13 @@ mod tests {
             let said = variant.entry.uses(&variant.choice).0;
             let said: BTreeSet<_> = said.into_iter().map(str::to_owned).collect();
             assert_eq!(writes, said, "{}", variant.name());
-            let storage = named.len() - 1 - usize::from(named.iter().any(|(at, _)| *at == 1));
-            assert!(storage <= 7, "{} binds {storage} buffers", variant.name());
+            let storage = variant.entry.storage_buffers(&variant.choice);
+            let most = if variant.entry.is_whole() { 10 } else { 7 };
+            assert!(
+                storage <= most,
+                "{} binds {storage} buffers",
+                variant.name()
+            );
 
             let given: BTreeSet<_> = (variant.entry.constants)(&variant)
                 .into_iter()

@@ -9,10 +9,10 @@ use self::buffers::Named;
 pub use self::buffers::{BackwardBuffers, ForwardBuffers};
 pub(crate) use self::operands::check_storage;
 use self::operands::{FROZEN_STATISTICS, Operands, Take, check_sharing, is_tensor};
-use crate::division::{Division, Divisions, Form, Geometry};
+use crate::division::{Division, Divisions, Form, Geometry, Packing};
 use crate::gpu::check_size;
 use crate::kernels::{ActivationFile, Choice, Constants, Dispatch, EntryPoint};
-use crate::kernels::{gradients, input_gradient, normalize, statistics};
+use crate::kernels::{backward, forward, gradients, input_gradient, normalize, statistics};
 use crate::{Activation, DType, Error, Gpu, OneValue, Options, Shape, Tuning};
 
 /// Batch normalization of one shape with one set of options, for engines.
@@ -154,6 +154,8 @@ enum Over<'a> {
     /// Partial results that the caller gives.
     Given(&'a Given),
     Map,
+    /// Columns as a whole.
+    Whole(&'a Division),
 }
 
 /// A merge of partial results that are not those of the plan's slices.
@@ -339,7 +341,13 @@ impl Plan {
             // Also an empty batch leaves its statistics.
             true if self.shape.is_empty() => self.dispatches(&operands, &choice, &[fixed]),
             true => self.commands(&operands, &choice, &[fixed, normalize]),
-            false => self.commands(&operands, &choice, &[partial, merge, normalize]),
+            false => match self.whole(&forward::WHOLE, &choice) {
+                Some(over) => {
+                    let whole = self.forward_step(&forward::WHOLE, over);
+                    self.commands(&operands, &choice, &[whole])
+                }
+                None => self.commands(&operands, &choice, &[partial, merge, normalize]),
+            },
         }
     }
 
@@ -409,6 +417,13 @@ impl Plan {
             return self.dispatches(&operands, &choice, &[merge_none]);
         }
         let mut steps = Vec::new();
+        if wants_dx
+            && !frozen
+            && let Some(over) = self.whole(&backward::WHOLE, &choice)
+        {
+            let whole = self.backward_step(&backward::WHOLE, over);
+            return self.commands(&operands, &choice, &[whole]);
+        }
         if wants_sums {
             steps.extend([partial, merge]);
         } else if wants_dx {
@@ -596,6 +611,18 @@ impl Plan {
         }
     }
 
+    /// What a kernel runs over that does all of an operation by itself, if it may: where channels
+    /// are small, all positions count and the device binds so many buffers.
+    fn whole(&self, entry: &EntryPoint, choice: &Choice) -> Option<Over<'_>> {
+        let limit = self.gpu.limits().max_storage_buffers_per_shader_stage;
+        let may = !choice.some_valid && entry.storage_buffers(choice) <= limit as usize;
+        self.divisions
+            .whole
+            .as_ref()
+            .filter(|_| may)
+            .map(Over::Whole)
+    }
+
     /// Fails where training is not defined. How many positions are valid only the GPU knows.
     fn check_trainable(&self, ranges: &[Named<'_>]) -> Result<(), Error> {
         if self.options.frozen_statistics {
@@ -649,8 +676,10 @@ impl Plan {
     /// The plainest kernels for the plan's tensors.
     fn plain_choice(&self) -> Choice {
         let is_f16 = self.dtype == DType::F16;
+        let in_packs = self.form.packing != Packing::Scalar;
         Choice {
             native_f16: is_f16 && self.tuning.native_f16 && self.gpu.native_f16(),
+            wide: in_packs && self.tuning.wide_words && self.gpu.wide_words(),
             ..Choice::plain(self.form)
         }
     }
@@ -715,6 +744,11 @@ impl Plan {
                     divisions.maps.as_slice(),
                     &divisions.map_slices,
                     3 + reductions,
+                ),
+                Over::Whole(whole) => (
+                    std::slice::from_ref(whole),
+                    &divisions.slices,
+                    3 + reductions + divisions.maps.len(),
                 ),
             };
             for (index, division) in over.iter().enumerate() {

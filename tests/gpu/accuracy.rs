@@ -10,11 +10,12 @@ mod example;
 
 use libtest_mimic::Trial;
 use ndarray::{ArrayD, Axis, Slice};
-use wgpu_batchnorm::{Gpu, Layout, Tuning};
+use wgpu_batchnorm::{Gpu, LaneOrder, Layout, Tuning};
 
 use self::example::{measure, normal};
 use crate::common::{Adapter, Outcome};
 use crate::ensure;
+use crate::operations::whole_columns;
 
 const OFFSETS: [f64; 9] = [0.0, 1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7];
 
@@ -26,7 +27,11 @@ const SHAPES: &[(&[usize], Layout)] = &[
 ];
 
 pub fn trials(adapter: &Adapter) -> Vec<Trial> {
-    let tunings = [("gpu", Tuning::gpu()), ("cpu", Tuning::cpu())];
+    let tunings = [
+        ("gpu", Tuning::gpu()),
+        ("cpu", Tuning::cpu()),
+        ("whole columns", whole_columns(LaneOrder::SideBySide)),
+    ];
     tunings
         .into_iter()
         .flat_map(|(name, tuning)| {

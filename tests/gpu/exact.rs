@@ -66,6 +66,9 @@ fn tunings() -> Vec<Tuning> {
                 let mut tuning = Tuning::gpu();
                 tuning.order = order;
                 tuning.lanes = lanes;
+                // Where so few packs may be added up in a row, columns are not taken whole.
+                tuning.whole_bytes = u64::MAX;
+                tuning.whole_workgroups = 1;
                 tuning.reduction_workgroups = 1 << 20;
                 tuning.reduction_packs_min = packs;
                 tuning.reduction_packs_max = packs;

@@ -12,7 +12,7 @@ use wgpu_batchnorm::{
     Options, Parameter, RunningVariance, Shape, State, Tensor, Tuning, Valid, Wanted,
 };
 
-use super::operations::many_splits;
+use super::operations::{many_splits, whole_columns};
 use super::properties;
 use crate::common::modes::{self, ModeCase};
 use crate::common::{Adapter, Outcome, ensure_close, largest, normal, normal_vector};
@@ -142,11 +142,13 @@ fn any_options(random: &mut StdRng) -> Options {
         _ => Momentum::Cumulative,
     };
     let running_statistics = random.random_bool(0.75);
-    let tuning = match random.random_range(0..4) {
+    let tuning = match random.random_range(0..6) {
         0 => Tuning::gpu(),
         1 => Tuning::cpu(),
         2 => many_splits(LaneOrder::SideBySide),
-        _ => many_splits(LaneOrder::Runs),
+        3 => many_splits(LaneOrder::Runs),
+        4 => whole_columns(LaneOrder::SideBySide),
+        _ => whole_columns(LaneOrder::Runs),
     };
     Options::default()
         .gamma(parameter(random))

@@ -73,6 +73,19 @@ pub fn many_splits(order: LaneOrder) -> Tuning {
     tuning.reduction_packs_min = 1;
     tuning.reduction_packs_max = 3;
     tuning.map_packs = 5;
+    tuning.whole_bytes = 0;
+    tuning.wide_words = order == LaneOrder::Runs;
+    tuning
+}
+
+/// One dispatch for a training pass, wherever that can be.
+pub fn whole_columns(order: LaneOrder) -> Tuning {
+    let mut tuning = Tuning::gpu();
+    tuning.lanes = 64;
+    tuning.order = order;
+    tuning.whole_bytes = u64::MAX;
+    tuning.whole_workgroups = 1;
+    tuning.wide_words = order == LaneOrder::Runs;
     tuning
 }
 
@@ -82,6 +95,8 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
         ("cpu", Tuning::cpu()),
         ("many splits", many_splits(LaneOrder::SideBySide)),
         ("many split runs", many_splits(LaneOrder::Runs)),
+        ("whole columns", whole_columns(LaneOrder::SideBySide)),
+        ("whole columns in runs", whole_columns(LaneOrder::Runs)),
     ];
     let mut trials = Vec::new();
     for (name, tuning) in tunings {

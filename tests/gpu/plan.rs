@@ -4,15 +4,16 @@ use libtest_mimic::Trial;
 use ndarray::ArrayD;
 use wgpu_batchnorm::half::{bf16, f16};
 use wgpu_batchnorm::{
-    Activation, BackwardBuffers, BatchNorm, Commands, DType, Extra, ForwardBuffers, Gpu, Layout,
-    Mode, Momentum, Options, Parameter, Plan, Shape, State, Stored, Tensor, Tuning, Valid, Wanted,
-    wgpu,
+    Activation, BackwardBuffers, BatchNorm, Commands, DType, Extra, ForwardBuffers, Gpu, LaneOrder,
+    Layout, Mode, Momentum, Options, Parameter, Plan, Shape, State, Stored, Tensor, Tuning, Valid,
+    Wanted, wgpu,
 };
 
 use crate::common::operations::{Operation, Storage, bytes_of, good_place};
 use crate::common::{Adapter, Outcome, normal, normal_vector};
 use crate::ensure;
 use crate::modes::upload;
+use crate::operations::{many_splits, whole_columns};
 
 pub fn trials(adapter: &Adapter) -> Vec<Trial> {
     vec![
@@ -20,7 +21,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
             "a plan gives what the layer gives, and writes nothing else",
             |gpu| {
                 for (dims, layout) in SHAPES {
-                    for tuning in [Tuning::gpu(), Tuning::cpu()] {
+                    for tuning in tunings() {
                         let mode = (DType::F32, Options::default(), false, false);
                         in_mode(gpu, &Shape::new(dims, *layout)?, mode, &tuning, 0)
                             .map_err(|error| format!("{layout:?} {dims:?}: {error}"))?;
@@ -32,7 +33,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
         adapter.trial("a plan gives what the layer gives, in every mode", |gpu| {
             for (dims, layout) in SHAPES {
                 for (number, mode) in modes().into_iter().enumerate() {
-                    let tuning = [Tuning::gpu(), Tuning::cpu()][number % 2].clone();
+                    let tuning = tunings()[number % 4].clone();
                     let said = format!("{layout:?} {dims:?} {mode:?}");
                     in_mode(gpu, &Shape::new(dims, *layout)?, mode, &tuning, 40)
                         .map_err(|error| format!("{said}: {error}"))?;
@@ -43,6 +44,15 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
         adapter.trial("what is not wanted takes no dispatch", dispatches),
         adapter.trial("recording twice steps twice", recorded_twice),
         adapter.trial("results repeat bit for bit", repeats),
+    ]
+}
+
+fn tunings() -> [Tuning; 4] {
+    [
+        Tuning::gpu(),
+        Tuning::cpu(),
+        whole_columns(LaneOrder::SideBySide),
+        whole_columns(LaneOrder::Runs),
     ]
 }
 
@@ -585,28 +595,33 @@ fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::CommandEncoder)) {
 fn dispatches(gpu: &Gpu) -> Outcome {
     let shape = Shape::new(&[4, 3, 5], Layout::ChannelsFirst)?;
     let storage = Storage::new(gpu);
-    for (frozen, names, expected) in [
-        (false, &["dx", "dgamma", "dbeta"][..], 3),
-        (false, &["dx"], 3),
-        (false, &["dgamma", "dbeta"], 2),
-        (false, &["dbeta"], 2),
-        (false, &[], 0),
-        (true, &["dx", "dgamma", "dbeta"], 3),
+    for (frozen, names, expected, whole) in [
+        (false, &["dx", "dgamma", "dbeta"][..], 3, 1),
+        (false, &["dx"], 3, 1),
+        (false, &["dgamma", "dbeta"], 2, 2),
+        (false, &["dbeta"], 2, 2),
+        (false, &[], 0, 0),
+        (true, &["dx", "dgamma", "dbeta"], 3, 3),
         // γ·inv_std, and dx: nothing to sum.
-        (true, &["dx"], 2),
-        (true, &["dbeta"], 2),
+        (true, &["dx"], 2, 2),
+        (true, &["dbeta"], 2, 2),
     ] {
-        let options = Options::default().frozen_statistics(frozen);
-        let plan = Plan::new(gpu, &shape, DType::F32, &options)?;
-        let names = ["x", "dy", "saved", "gamma"].iter().chain(names);
-        let ranges: Vec<_> = names
-            .map(|name| {
-                let place = good_place(name, bytes_of(&plan, name, 1));
-                (*name, storage.range(place))
-            })
-            .collect();
-        let found = Operation::Backward.bind(&plan, &ranges, 1)?.dispatches();
-        ensure!(found == expected, "{frozen} {ranges:?}: {found}");
+        for (expected, tuning) in [
+            (expected, many_splits(LaneOrder::SideBySide)),
+            (whole, whole_columns(LaneOrder::SideBySide)),
+        ] {
+            let options = Options::default().frozen_statistics(frozen).tuning(tuning);
+            let plan = Plan::new(gpu, &shape, DType::F32, &options)?;
+            let names = ["x", "dy", "saved", "gamma"].iter().chain(names);
+            let ranges: Vec<_> = names
+                .map(|name| {
+                    let place = good_place(name, bytes_of(&plan, name, 1));
+                    (*name, storage.range(place))
+                })
+                .collect();
+            let found = Operation::Backward.bind(&plan, &ranges, 1)?.dispatches();
+            ensure!(found == expected, "{frozen} {ranges:?}: {found}");
+        }
     }
     Ok(())
 }

@@ -116,20 +116,32 @@ impl Case {
 fn tuning() -> impl Strategy<Value = Tuning> {
     let chosen = prop_oneof![Just(Tuning::gpu()), Just(Tuning::cpu())];
     let order = prop_oneof![Just(LaneOrder::SideBySide), Just(LaneOrder::Runs)];
-    let free = (0..3_u32, 0..3_u32, order, 1..200_u32, 1..9_u32, 1..40_u32).prop_map(
-        |(lanes, across, order, workgroups, packs, map_packs)| {
-            let mut tuning = Tuning::gpu();
-            // Few shapes of workgroups: each is another pipeline to compile.
-            tuning.lanes = 1 << (3 * lanes);
-            tuning.lanes_across = 1 << (2 * across);
-            tuning.order = order;
-            tuning.reduction_workgroups = workgroups;
-            tuning.reduction_packs_min = packs;
-            tuning.reduction_packs_max = 8 * packs;
-            tuning.map_packs = map_packs;
-            tuning
-        },
-    );
+    let whole = any::<bool>();
+    let free = (
+        0..3_u32,
+        0..3_u32,
+        order,
+        1..200_u32,
+        1..9_u32,
+        1..40_u32,
+        whole,
+    )
+        .prop_map(
+            |(lanes, across, order, workgroups, packs, map_packs, whole)| {
+                let mut tuning = Tuning::gpu();
+                // Few shapes of workgroups: each is another pipeline to compile.
+                tuning.lanes = 1 << (3 * lanes);
+                tuning.lanes_across = 1 << (2 * across);
+                tuning.order = order;
+                tuning.reduction_workgroups = workgroups;
+                tuning.reduction_packs_min = packs;
+                tuning.reduction_packs_max = 8 * packs;
+                tuning.map_packs = map_packs;
+                tuning.whole_bytes = if whole { u64::MAX } else { 0 };
+                tuning.whole_workgroups = 1;
+                tuning
+            },
+        );
     prop_oneof![2 => chosen, 1 => free]
 }
 

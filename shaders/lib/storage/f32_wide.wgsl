@@ -1,0 +1,26 @@
+// Storage of a pack of four f32 as two words of 64 bits: for devices that load word by word.
+
+/// What lies in memory for a pack.
+alias Stored = vec2<u64>;
+
+/// The index of what holds the pack at an address.
+fn word_of(address: u32) -> u32 {
+    return address;
+}
+
+fn values_of(word: u64) -> vec2<f32> {
+    return vec2<f32>(bitcast<f32>(u32(word)), bitcast<f32>(u32(word >> 32u)));
+}
+
+fn word_with(low: f32, high: f32) -> u64 {
+    return u64(bitcast<u32>(low)) | (u64(bitcast<u32>(high)) << 32u);
+}
+
+fn unpacked(stored: Stored, address: u32) -> Pack {
+    return vec4<f32>(values_of(stored.x), values_of(stored.y));
+}
+
+/// What is stored for a pack; `next` is the pack behind it, where two share a word.
+fn packed(pack: Pack, next: Pack) -> Stored {
+    return vec2<u64>(word_with(pack.x, pack.y), word_with(pack.z, pack.w));
+}

@@ -1,0 +1,21 @@
+// Storage of a pack of four in 16 bits each as one word of 64 bits: for devices that load word by
+// word.
+
+/// What lies in memory for a pack.
+alias Stored = u64;
+
+/// The index of what holds the pack at an address.
+fn word_of(address: u32) -> u32 {
+    return address;
+}
+
+fn unpacked(stored: Stored, address: u32) -> Pack {
+    return vec4<f32>(values_of(u32(stored)), values_of(u32(stored >> 32u)));
+}
+
+/// What is stored for a pack; `next` is the pack behind it, where two share a word.
+fn packed(pack: Pack, next: Pack) -> Stored {
+    let low = half_of(pack.x) | (half_of(pack.y) << 16u);
+    let high = half_of(pack.z) | (half_of(pack.w) << 16u);
+    return u64(low) | (u64(high) << 32u);
+}
