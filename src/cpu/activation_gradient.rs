@@ -2,8 +2,10 @@
 
 use ndarray::{ArrayBase, ArrayD, Data, Dimension};
 
-use super::normalize::Residual;
-use super::{Affine, Element, Statistics, Values};
+use super::cut::{Bend, choose};
+use super::normalize::{linear, residual_values};
+use super::walk::{Formula, Operands, PerChannel, Walk};
+use super::{Affine, Element, Statistics, Valid, Values};
 use crate::layer::check_like;
 use crate::{Error, Layout};
 
@@ -32,14 +34,58 @@ where
     check_like("dy", &dy.shape, &x.shape)?;
     statistics.check(x.shape.channels())?;
     affine.check(x.shape.channels())?;
-    let residual = Residual::new(residual, &x.shape)?;
+    let residual = residual_values(residual, &x.shape)?;
 
-    dy.changed(|run| {
-        let z = affine.channel(statistics, run.channel);
-        for (index, value) in run.values.iter_mut().enumerate() {
-            let flat = run.start + index;
-            let z = z(x.values[flat].to_f64()) + residual.at(flat);
-            *value = T::from_f64(affine.activation.gradient(value.to_f64(), z));
-        }
+    let operands = Operands {
+        x: &*x.values,
+        dy: &*dy.values,
+        residual: residual.as_ref().map_or(&x.values, |found| &found.values),
+    };
+    let walk = x.walk(&Valid::ALL);
+    x.like(activation_gradients(
+        &walk,
+        operands,
+        statistics,
+        affine,
+        residual.is_some(),
+    ))
+}
+
+/// The values of `g`.
+pub(super) fn activation_gradients<X: Element, T: Element>(
+    walk: &Walk<'_>,
+    operands: Operands<'_, X, T>,
+    statistics: &Statistics,
+    affine: &Affine,
+    with_residual: bool,
+) -> Vec<T> {
+    let table = affine.table(statistics);
+    choose!(affine.activation, with_residual, |ADD, bend| {
+        walk.map(Gradient::<ADD, _>(bend), operands, table)
     })
+}
+
+/// `g`, with a residual or without.
+#[derive(Clone, Copy)]
+struct Gradient<const ADD: bool, B>(B);
+
+impl<const ADD: bool, B: Bend, X: Element, T: Element> Formula<X, T, 3> for Gradient<ADD, B> {
+    #[inline(always)]
+    fn apply<P: PerChannel>(
+        self,
+        operands: Operands<'_, X, T>,
+        _: bool,
+        [mean, scale, beta]: [P; 3],
+        out: &mut [T],
+    ) {
+        let count = out.len();
+        let Operands { x, dy, residual } = operands.at(0..count);
+        let [mean, scale, beta] = [mean, scale, beta].map(|numbers| numbers.first(count));
+        for (index, g) in out.iter_mut().enumerate() {
+            let numbers = [mean.at(index), scale.at(index), beta.at(index)];
+            let residual = if ADD { residual[index].to_f64() } else { 0.0 };
+            let z = linear::<ADD>(x[index].to_f64(), residual, numbers);
+            *g = T::from_f64(self.0.gradient(dy[index].to_f64(), z));
+        }
+    }
 }

@@ -1,8 +1,13 @@
 //! Gradients of γ and β. Twin: `shaders/gradients.wgsl`.
 
+use std::ops::Range;
+
 use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
-use super::{Element, Statistics, Valid, Values};
+use super::cut::{Bend, choose};
+use super::normalize::linear;
+use super::walk::{self, Block, LANES, Operands, Table, Walk};
+use super::{Affine, Element, Statistics, Valid, Values};
 use crate::layer::check_like;
 use crate::{Error, Layout};
 
@@ -13,6 +18,15 @@ pub struct ParameterGradients {
     pub gamma: Array1<f64>,
     /// `dβ = Σg`.
     pub beta: Array1<f64>,
+}
+
+impl ParameterGradients {
+    pub(super) fn zeros(channels: usize) -> Self {
+        Self {
+            gamma: Array1::zeros(channels),
+            beta: Array1::zeros(channels),
+        }
+    }
 }
 
 /// `dβ = Σg` and `dγ = Σg·x̂`, with `x̂ = (x − mean)/√(var + eps)`.
@@ -45,22 +59,165 @@ where
     let x = Values::new(x, layout)?;
     let g = Values::new(g, layout)?;
     check_like("g", &g.shape, &x.shape)?;
-    let channels = x.shape.channels();
-    statistics.check(channels)?;
+    statistics.check(x.shape.channels())?;
     let valid = Valid::new(valid, &x.shape)?;
 
-    let mut gamma = Array1::<f64>::zeros(channels);
-    let mut beta = Array1::<f64>::zeros(channels);
-    for (x_run, g_run) in x.runs().zip(g.runs()) {
-        let channel = x_run.channel;
-        let x_hat = statistics.x_hat(channel, eps);
-        for (index, (x, g)) in x_run.values.iter().zip(g_run.values).enumerate() {
-            let g = g.to_f64();
-            if g != 0.0 || valid.at(x_run.position + index) {
-                gamma[channel] += g * x_hat(x.to_f64());
-            }
-            beta[channel] += g;
+    let operands = Operands {
+        x: &*x.values,
+        dy: &*g.values,
+        residual: &*x.values,
+    };
+    let straight = Affine {
+        eps,
+        ..Affine::none(x.shape.channels())
+    };
+    let walk = x.walk(&valid);
+    Ok(parameter_gradients(
+        &walk, operands, statistics, &straight, false,
+    ))
+}
+
+/// The sums of `g` and `g·x̂`, with `g` that of the activation, taken of `dy`.
+pub(super) fn parameter_gradients<X: Element, T: Element>(
+    walk: &Walk<'_>,
+    operands: Operands<'_, X, T>,
+    statistics: &Statistics,
+    affine: &Affine,
+    with_residual: bool,
+) -> ParameterGradients {
+    let table = &affine.table(statistics);
+    let parts = choose!(affine.activation, with_residual, |ADD, bend| {
+        let terms = Terms::<'_, ADD, _, _, _> { operands, bend };
+        walk.each_block(|block| Sums {
+            walk,
+            block,
+            terms,
+            table,
+        })
+    });
+    let mut found = ParameterGradients::zeros(affine.gamma.len());
+    for (channels, [g, product]) in parts {
+        for ((channel, g), product) in channels.zip(g).zip(product) {
+            found.beta[channel] += g;
+            found.gamma[channel] += product;
         }
     }
-    Ok(ParameterGradients { gamma, beta })
+    for (channel, gamma) in found.gamma.iter_mut().enumerate() {
+        *gamma /= statistics.deviation(channel, affine.eps);
+    }
+    found
+}
+
+/// `g` and `g·(x − mean)`.
+#[derive(Clone, Copy)]
+struct Terms<'a, const ADD: bool, B, X, T> {
+    operands: Operands<'a, X, T>,
+    bend: B,
+}
+
+impl<const ADD: bool, B: Bend, X: Element, T: Element> Terms<'_, ADD, B, X, T> {
+    #[inline(always)]
+    fn of(self, x: X, dy: T, residual: X, numbers: [f64; 3]) -> [f64; 2] {
+        let (x, dy) = (x.to_f64(), dy.to_f64());
+        let residual = if ADD { residual.to_f64() } else { 0.0 };
+        let g = self.bend.gradient(dy, linear::<ADD>(x, residual, numbers));
+        [g, g * (x - numbers[0])]
+    }
+}
+
+/// What a value that does not count adds to a sum of products: where `g` is 0, what `x` holds has no
+/// part.
+#[inline(always)]
+fn not_valid([g, product]: [f64; 2]) -> [f64; 2] {
+    [g, if g == 0.0 { 0.0 } else { product }]
+}
+
+impl<const ADD: bool, B: Bend, X: Element, T: Element> walk::Terms<3, 2>
+    for Terms<'_, ADD, B, X, T>
+{
+    #[inline(always)]
+    fn add_run(
+        self,
+        range: Range<usize>,
+        valid: bool,
+        numbers: [f64; 3],
+        sums: &mut [[f64; LANES]; 2],
+    ) {
+        let Operands { x, dy, residual } = self.operands.at(range);
+        let [mut gs, mut products] = *sums;
+        if valid {
+            let (x, x_rest) = x.as_chunks::<LANES>();
+            let (dy, dy_rest) = dy.as_chunks::<LANES>();
+            let (residual, residual_rest) = residual.as_chunks::<LANES>();
+            for ((x, dy), residual) in x.iter().zip(dy).zip(residual) {
+                for lane in 0..LANES {
+                    let [g, product] = self.of(x[lane], dy[lane], residual[lane], numbers);
+                    gs[lane] += g;
+                    products[lane] += product;
+                }
+            }
+            let rest = x_rest.iter().zip(dy_rest).zip(residual_rest);
+            for (lane, ((x, dy), residual)) in rest.enumerate() {
+                let [g, product] = self.of(*x, *dy, *residual, numbers);
+                gs[lane] += g;
+                products[lane] += product;
+            }
+        } else {
+            for ((x, dy), residual) in x.iter().zip(dy).zip(residual) {
+                let [g, product] = not_valid(self.of(*x, *dy, *residual, numbers));
+                gs[0] += g;
+                products[0] += product;
+            }
+        }
+        *sums = [gs, products];
+    }
+
+    #[inline(always)]
+    fn add_row(
+        self,
+        range: Range<usize>,
+        valid: bool,
+        [mean, scale, beta]: [&[f64]; 3],
+        [gs, products]: &mut [Vec<f64>; 2],
+    ) {
+        let count = range.len();
+        let Operands { x, dy, residual } = self.operands.at(range);
+        let [mean, scale, beta] = [&mean[..count], &scale[..count], &beta[..count]];
+        let (gs, products) = (&mut gs[..count], &mut products[..count]);
+        if valid {
+            for index in 0..count {
+                let numbers = [mean[index], scale[index], beta[index]];
+                let [g, product] = self.of(x[index], dy[index], residual[index], numbers);
+                gs[index] += g;
+                products[index] += product;
+            }
+        } else {
+            for index in 0..count {
+                let numbers = [mean[index], scale[index], beta[index]];
+                let terms = self.of(x[index], dy[index], residual[index], numbers);
+                let [g, product] = not_valid(terms);
+                gs[index] += g;
+                products[index] += product;
+            }
+        }
+    }
+}
+
+/// The sums of a block, and the channels that they belong to.
+struct Sums<'a, S> {
+    walk: &'a Walk<'a>,
+    block: Block,
+    terms: S,
+    table: &'a Table<3>,
+}
+
+impl<S: walk::Terms<3, 2>> pulp::NullaryFnOnce for Sums<'_, S> {
+    type Output = (Range<usize>, [Vec<f64>; 2]);
+
+    #[inline(always)]
+    fn call(self) -> Self::Output {
+        let channels = self.block.channels.clone();
+        let numbers = self.table.slices(channels.clone());
+        (channels, self.walk.sums(&self.block, self.terms, numbers))
+    }
 }

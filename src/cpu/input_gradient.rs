@@ -2,7 +2,10 @@
 
 use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
-use super::{Element, ParameterGradients, Run, Statistics, Valid, Values, change_runs};
+use super::cut::{Bend, Straight, choose};
+use super::normalize::linear;
+use super::walk::{Formula, Operands, PerChannel, Table, Walk};
+use super::{Affine, Element, ParameterGradients, Statistics, Valid, Values};
 use crate::layer::{check_length, check_like};
 use crate::{Error, Layout, Shape};
 
@@ -42,17 +45,20 @@ where
     DX: Dimension,
     DG: Dimension,
 {
+    let x = Values::new(x, layout)?;
     let g = Values::new(g, layout)?;
-    let terms = Terms {
-        x: Values::new(x, layout)?,
-        statistics,
-        eps,
-        gamma,
-        gradients,
-        valid: Valid::new(valid, &g.shape)?,
+    let valid = Valid::new(valid, &g.shape)?;
+    let affine = straight(eps, gamma);
+    check(&x.shape, &g.shape, statistics, &affine, gradients)?;
+    let operands = Operands {
+        x: &*x.values,
+        dy: &*g.values,
+        residual: &*x.values,
     };
-    terms.check(&g.shape)?;
-    g.changed(|run| terms.apply(run))
+    let walk = g.walk(&valid);
+    g.like(input_gradients(
+        &walk, operands, statistics, &affine, gradients, false,
+    ))
 }
 
 /// [`input_gradient`], with `dx` written over `g`, which takes no second tensor if its memory has the
@@ -75,58 +81,118 @@ pub fn input_gradient_in_place<T: Element, S: Data<Elem = T>, D: Dimension>(
     valid: Option<&ArrayD<bool>>,
 ) -> Result<(), Error> {
     let shape = Shape::new(g.shape(), layout)?;
-    let terms = Terms {
-        x: Values::new(x, layout)?,
-        statistics,
-        eps,
-        gamma,
-        gradients,
-        valid: Valid::new(valid, &shape)?,
+    let x_values = Values::new(x, layout)?;
+    let flags = Valid::new(valid, &shape)?;
+    let affine = straight(eps, gamma);
+    check(&x_values.shape, &shape, statistics, &affine, gradients)?;
+    let Some(values) = g.as_slice_mut() else {
+        *g = input_gradient(x, &*g, layout, statistics, eps, gamma, gradients, valid)?;
+        return Ok(());
     };
-    terms.check(&shape)?;
-    match g.as_slice_mut() {
-        Some(values) => change_runs(values, shape.view(), |run| terms.apply(run)),
-        None => *g = Values::new(&*g, layout)?.changed(|run| terms.apply(run))?,
-    }
+    let formula = InputGradient::<false, _>::new(Straight, statistics);
+    let table = table(statistics, &affine, gradients);
+    let walk = Walk::new(shape.view(), flags.as_deref());
+    walk.map_in_place(formula, values, Some(&x_values.values), None, table);
     Ok(())
 }
 
-/// All that goes into the formula beside `g`.
-struct Terms<'a, T: Element> {
-    x: Values<'a, T>,
-    statistics: &'a Statistics,
-    eps: f64,
-    gamma: &'a Array1<f64>,
-    gradients: &'a ParameterGradients,
-    valid: Valid,
+/// What is not there where `g` is given.
+fn straight(eps: f64, gamma: &Array1<f64>) -> Affine {
+    Affine {
+        eps,
+        gamma: gamma.clone(),
+        ..Affine::none(gamma.len())
+    }
 }
 
-impl<T: Element> Terms<'_, T> {
-    /// Fails unless they belong to a `g` of this shape.
-    fn check(&self, g: &Shape) -> Result<(), Error> {
-        crate::options::not_negative("eps", self.eps)?;
-        check_like("g", g, &self.x.shape)?;
-        let channels = g.channels();
-        self.statistics.check(channels)?;
-        check_length("gamma", self.gamma.len(), channels)?;
-        check_length("dgamma", self.gradients.gamma.len(), channels)?;
-        check_length("dbeta", self.gradients.beta.len(), channels)
-    }
+/// Fails unless all belongs to a `g` of this shape.
+fn check(
+    x: &Shape,
+    g: &Shape,
+    statistics: &Statistics,
+    affine: &Affine,
+    gradients: &ParameterGradients,
+) -> Result<(), Error> {
+    check_like("g", g, x)?;
+    let channels = g.channels();
+    statistics.check(channels)?;
+    affine.check(channels)?;
+    check_length("dgamma", gradients.gamma.len(), channels)?;
+    check_length("dbeta", gradients.beta.len(), channels)
+}
 
-    /// Makes `dx` of a run of `g`.
-    fn apply(&self, run: Run<&mut [T]>) {
-        let (channel, statistics) = (run.channel, self.statistics);
-        let x_hat = statistics.x_hat(channel, self.eps);
-        let scale = self.gamma[channel] / statistics.deviation(channel, self.eps);
-        let dgamma_mean = self.gradients.gamma[channel] / statistics.count;
-        let dbeta_mean = self.gradients.beta[channel] / statistics.count;
-        for (index, value) in run.values.iter_mut().enumerate() {
-            let mut dx = value.to_f64();
-            if statistics.depend_on_batch() && self.valid.at(run.position + index) {
-                let x = self.x.values[run.start + index].to_f64();
-                dx = dx - dbeta_mean - x_hat(x) * dgamma_mean;
+/// The values of `dx`, with `g` that of the activation, taken of `dy`.
+pub(super) fn input_gradients<X: Element, T: Element>(
+    walk: &Walk<'_>,
+    operands: Operands<'_, X, T>,
+    statistics: &Statistics,
+    affine: &Affine,
+    gradients: &ParameterGradients,
+    with_residual: bool,
+) -> Vec<T> {
+    let table = table(statistics, affine, gradients);
+    choose!(affine.activation, with_residual, |ADD, bend| {
+        let formula = InputGradient::<ADD, _>::new(bend, statistics);
+        walk.map(formula, operands, table)
+    })
+}
+
+/// Mean, scale and shift of each channel, `dβ/M`, and what takes `x − mean` to `x̂·dγ/M`.
+fn table(statistics: &Statistics, affine: &Affine, gradients: &ParameterGradients) -> Table<5> {
+    Table::new(affine.gamma.len(), |channel| {
+        let deviation = statistics.deviation(channel, affine.eps);
+        let [mean, scale, beta] = affine.numbers(statistics, channel);
+        let dbeta_mean = gradients.beta[channel] / statistics.count;
+        let dgamma_mean = gradients.gamma[channel] / statistics.count;
+        [mean, scale, beta, dbeta_mean, dgamma_mean / deviation]
+    })
+}
+
+/// `dx`, with a residual or without.
+#[derive(Clone, Copy)]
+struct InputGradient<const ADD: bool, B> {
+    bend: B,
+    /// Whether the statistics depend on x.
+    dependent: bool,
+}
+
+impl<const ADD: bool, B: Bend> InputGradient<ADD, B> {
+    fn new(bend: B, statistics: &Statistics) -> Self {
+        Self {
+            bend,
+            dependent: statistics.depend_on_batch(),
+        }
+    }
+}
+
+impl<const ADD: bool, B: Bend, X: Element, T: Element> Formula<X, T, 5> for InputGradient<ADD, B> {
+    #[inline(always)]
+    fn apply<P: PerChannel>(
+        self,
+        operands: Operands<'_, X, T>,
+        valid: bool,
+        numbers: [P; 5],
+        out: &mut [T],
+    ) {
+        let count = out.len();
+        let Operands { x, dy, residual } = operands.at(0..count);
+        let [mean, scale, beta, offset, slope] = numbers.map(|numbers| numbers.first(count));
+        let g = |index: usize, x: f64| {
+            let numbers = [mean.at(index), scale.at(index), beta.at(index)];
+            let residual = if ADD { residual[index].to_f64() } else { 0.0 };
+            let z = linear::<ADD>(x, residual, numbers);
+            self.bend.gradient(dy[index].to_f64(), z)
+        };
+        if self.dependent && valid {
+            for (index, dx) in out.iter_mut().enumerate() {
+                let x = x[index].to_f64();
+                let through = offset.at(index) + (x - mean.at(index)) * slope.at(index);
+                *dx = T::from_f64(scale.at(index) * (g(index, x) - through));
             }
-            *value = T::from_f64(scale * dx);
+        } else {
+            for (index, dx) in out.iter_mut().enumerate() {
+                *dx = T::from_f64(scale.at(index) * g(index, x[index].to_f64()));
+            }
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
-use super::{Affine, Element, ParameterGradients, Statistics, Valid};
-use super::{activation_gradient, gradients, input_gradient, moments, normalize, update_running};
-use crate::layer::{check_channels, check_like};
+use super::walk::filled;
+use super::{Affine, Element, ParameterGradients, Statistics, Valid, Values};
+use super::{backward, moments, normalize, update_running};
+use crate::layer::check_channels;
 use crate::{
     Error, Gradients, Layout, Mode, OneValue, Options, Parameter, Shape, State, Stored, Wanted,
 };
@@ -170,6 +171,19 @@ impl BatchNorm {
         };
         let affine = Affine::new(&self.state, &self.options);
         let y = normalize(x, layout, &statistics, &affine, extra.residual)?;
+        let last = match self.mode {
+            Mode::Train => Some(Box::new(Last {
+                x: kept(x, layout)?,
+                residual: extra
+                    .residual
+                    .map(|residual| kept(residual, layout))
+                    .transpose()?,
+                valid: extra.valid.filter(|_| of_batch).cloned(),
+                layout,
+                statistics: statistics.clone(),
+            })),
+            Mode::Eval => None,
+        };
         // In evaluation only a layer without running statistics takes the batch's.
         if of_batch && self.options.running_statistics {
             let State {
@@ -183,15 +197,7 @@ impl BatchNorm {
             // What did not enter does not count.
             *batches = batches.saturating_add(u64::from(statistics.count >= 2.0));
         }
-        self.last = (self.mode == Mode::Train).then(|| {
-            Box::new(Last {
-                x: x.mapv(to_f32).into_dyn(),
-                residual: extra.residual.map(|residual| residual.mapv(to_f32)),
-                valid: extra.valid.filter(|_| of_batch).cloned(),
-                layout,
-                statistics,
-            })
-        });
+        self.last = last;
         Ok(y)
     }
 
@@ -242,42 +248,19 @@ impl BatchNorm {
             layout,
             statistics,
         } = self.last.as_deref().ok_or(Error::NoForward)?;
-        let (layout, valid) = (*layout, valid.as_ref());
-        check_like(
-            "dy",
-            &Shape::new(dy.shape(), layout)?,
-            &Shape::new(x.shape(), layout)?,
-        )?;
-        // In f64 throughout, so that every result is rounded once.
-        let x = x.mapv(f64::from);
-        let dy = dy.mapv(T::to_f64);
-        let residual = residual.as_ref().map(|residual| residual.mapv(f64::from));
+        let learned = |parameter| parameter == Parameter::Learned;
+        let wanted = Wanted {
+            gamma: wanted.gamma && learned(self.options.gamma),
+            beta: wanted.beta && learned(self.options.beta),
+            ..*wanted
+        };
         let affine = Affine::new(&self.state, &self.options);
-        let (eps, gamma) = (affine.eps, &affine.gamma);
-        let g = activation_gradient(&x, &dy, layout, statistics, &affine, residual.as_ref())?;
-        let mut found = gradients(&x, &g, layout, statistics, eps, valid)?;
-        let dx = match wanted.x {
-            true => {
-                let dx = input_gradient(&x, &g, layout, statistics, eps, gamma, &found, valid)?;
-                Some(dx.mapv(T::from_f64))
-            }
-            false => None,
-        };
-        let d_residual = match residual {
-            Some(_) if wanted.residual => Some(g.mapv(T::from_f64)),
-            _ => None,
-        };
-        if !wanted.gamma || self.options.gamma != Parameter::Learned {
-            found.gamma.fill(0.0);
-        }
-        if !wanted.beta || self.options.beta != Parameter::Learned {
-            found.beta.fill(0.0);
-        }
-        self.last_gradients = Some(found);
-        Ok(InputGradients {
-            dx,
-            residual: d_residual,
-        })
+        let (residual, valid) = (residual.as_ref(), valid.as_ref());
+        let (found, parameters) = backward(
+            x, dy, *layout, statistics, &affine, residual, valid, &wanted,
+        )?;
+        self.last_gradients = Some(parameters);
+        Ok(found)
     }
 
     /// The gradients of γ and β of the last backward pass; zeros before the first, and for what is
@@ -304,7 +287,30 @@ impl BatchNorm {
     }
 }
 
-/// The same number in f32, which holds all that a tensor may hold.
-fn to_f32<T: Stored>(value: T) -> f32 {
-    value.to_f64() as f32
+/// A copy in f32, which holds all that a tensor may hold.
+fn kept<T: Stored, S: Data<Elem = T>, D: Dimension>(
+    array: &ArrayBase<S, D>,
+    layout: Layout,
+) -> Result<ArrayD<f32>, Error> {
+    let array = Values::new(array, layout)?;
+    array.like(filled(array.values.len(), |start, out| {
+        let values = &array.values[start..start + out.len()];
+        pulp::Arch::new().dispatch(Converted { values, out });
+    }))
+}
+
+struct Converted<'a, T> {
+    values: &'a [T],
+    out: &'a mut [f32],
+}
+
+impl<T: Stored> pulp::NullaryFnOnce for Converted<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        for (out, value) in self.out.iter_mut().zip(self.values) {
+            *out = value.to_f64() as f32;
+        }
+    }
 }

@@ -2,7 +2,9 @@
 
 use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
-use super::{Element, Run, Statistics, Values, change_runs};
+use super::cut::{Bend, choose};
+use super::walk::{Formula, Operands, PerChannel, Table, Walk};
+use super::{Element, Statistics, Valid, Values};
 use crate::layer::{check_length, check_like};
 use crate::{Activation, Error, Layout, Options, Parameter, Shape, State};
 
@@ -34,6 +36,16 @@ impl Affine {
         }
     }
 
+    /// `x̂` itself.
+    pub(super) fn none(channels: usize) -> Self {
+        Self {
+            gamma: Array1::ones(channels),
+            beta: Array1::zeros(channels),
+            eps: 0.0,
+            activation: Activation::Identity,
+        }
+    }
+
     /// Fails unless there is one value per channel, and every number is in its range.
     pub(super) fn check(&self, channels: usize) -> Result<(), Error> {
         check_length("gamma", self.gamma.len(), channels)?;
@@ -42,37 +54,64 @@ impl Affine {
         self.activation.validate()
     }
 
-    /// What makes `γ·x̂ + β` of a value of a channel.
-    pub(super) fn channel(
-        &self,
-        statistics: &Statistics,
-        channel: usize,
-    ) -> impl Fn(f64) -> f64 + use<> {
-        let x_hat = statistics.x_hat(channel, self.eps);
-        let (gamma, beta) = (self.gamma[channel], self.beta[channel]);
-        move |x| x_hat(x) * gamma + beta
+    /// Mean, scale and shift of a channel.
+    pub(super) fn numbers(&self, statistics: &Statistics, channel: usize) -> [f64; 3] {
+        let scale = self.gamma[channel] / statistics.deviation(channel, self.eps);
+        [statistics.mean[channel], scale, self.beta[channel]]
+    }
+
+    /// Those of each channel.
+    pub(super) fn table(&self, statistics: &Statistics) -> Table<3> {
+        Table::new(self.gamma.len(), |channel| {
+            self.numbers(statistics, channel)
+        })
     }
 }
 
-/// What is added before the activation.
-pub(super) struct Residual<'a, T: Element>(Option<Values<'a, T>>);
+/// The residual's values, if there is one.
+///
+/// # Errors
+/// [`Error::ShapeMismatch`] unless it has the dimensions of `shape`.
+pub(super) fn residual_values<'a, T: Element>(
+    residual: Option<&'a ArrayD<T>>,
+    shape: &Shape,
+) -> Result<Option<Values<'a, T>>, Error> {
+    let Some(residual) = residual else {
+        return Ok(None);
+    };
+    let residual = Values::new(residual, shape.layout())?;
+    check_like("residual", &residual.shape, shape)?;
+    Ok(Some(residual))
+}
 
-impl<'a, T: Element> Residual<'a, T> {
-    /// Fails unless the residual has the dimensions of `shape`. No residual: 0 everywhere.
-    pub(super) fn new(residual: Option<&'a ArrayD<T>>, shape: &Shape) -> Result<Self, Error> {
-        let Some(residual) = residual else {
-            return Ok(Self(None));
-        };
-        let residual = Values::new(residual, shape.layout())?;
-        check_like("residual", &residual.shape, shape)?;
-        Ok(Self(Some(residual)))
-    }
+/// `γ·x̂ + β [+ residual]` of a value.
+#[inline(always)]
+pub(super) fn linear<const ADD: bool>(x: f64, residual: f64, [mean, scale, beta]: [f64; 3]) -> f64 {
+    let z = (x - mean) * scale + beta;
+    if ADD { z + residual } else { z }
+}
 
-    /// The value at a flat index.
-    pub(super) fn at(&self, index: usize) -> f64 {
-        match &self.0 {
-            Some(residual) => residual.values[index].to_f64(),
-            None => 0.0,
+/// `y`, with a residual or without.
+#[derive(Clone, Copy)]
+struct Normalized<const ADD: bool, B>(B);
+
+impl<const ADD: bool, B: Bend, T: Element> Formula<T, T, 3> for Normalized<ADD, B> {
+    #[inline(always)]
+    fn apply<P: PerChannel>(
+        self,
+        operands: Operands<'_, T, T>,
+        _: bool,
+        [mean, scale, beta]: [P; 3],
+        out: &mut [T],
+    ) {
+        let count = out.len();
+        let Operands { x, residual, .. } = operands.at(0..count);
+        let [mean, scale, beta] = [mean, scale, beta].map(|numbers| numbers.first(count));
+        for (index, y) in out.iter_mut().enumerate() {
+            let numbers = [mean.at(index), scale.at(index), beta.at(index)];
+            let residual = if ADD { residual[index].to_f64() } else { 0.0 };
+            let z = linear::<ADD>(x[index].to_f64(), residual, numbers);
+            *y = T::from_f64(self.0.apply(z));
         }
     }
 }
@@ -94,9 +133,18 @@ pub fn normalize<T: Element, S: Data<Elem = T>, D: Dimension>(
     let x = Values::new(x, layout)?;
     statistics.check(x.shape.channels())?;
     affine.check(x.shape.channels())?;
-    let residual = Residual::new(residual, &x.shape)?;
+    let residual = residual_values(residual, &x.shape)?;
 
-    x.changed(|run| normalize_run(run, statistics, affine, &residual))
+    let operands = Operands {
+        x: &*x.values,
+        dy: &x.values,
+        residual: residual.as_ref().map_or(&x.values, |found| &found.values),
+    };
+    let (walk, table) = (x.walk(&Valid::ALL), affine.table(statistics));
+    let y = choose!(affine.activation, residual.is_some(), |ADD, bend| {
+        walk.map(Normalized::<ADD, _>(bend), operands, table)
+    });
+    x.like(y)
 }
 
 /// [`normalize`], with `y` written over `x`, which takes no second tensor if its memory has the order
@@ -114,25 +162,15 @@ pub fn normalize_in_place<T: Element>(
     let shape = Shape::new(x.shape(), layout)?;
     statistics.check(shape.channels())?;
     affine.check(shape.channels())?;
-    let checked = Residual::new(residual, &shape)?;
-    match x.as_slice_mut() {
-        Some(values) => change_runs(values, shape.view(), |run| {
-            normalize_run(run, statistics, affine, &checked);
-        }),
-        None => *x = normalize(&*x, layout, statistics, affine, residual)?,
-    }
+    let checked = residual_values(residual, &shape)?;
+    let Some(values) = x.as_slice_mut() else {
+        *x = normalize(&*x, layout, statistics, affine, residual)?;
+        return Ok(());
+    };
+    let (walk, table) = (Walk::new(shape.view(), None), affine.table(statistics));
+    let residual = checked.as_ref().map(|found| &*found.values);
+    choose!(affine.activation, residual.is_some(), |ADD, bend| {
+        walk.map_in_place(Normalized::<ADD, _>(bend), values, None, residual, table)
+    });
     Ok(())
-}
-
-fn normalize_run<T: Element>(
-    run: Run<&mut [T]>,
-    statistics: &Statistics,
-    affine: &Affine,
-    residual: &Residual<'_, T>,
-) {
-    let z = affine.channel(statistics, run.channel);
-    for (index, value) in run.values.iter_mut().enumerate() {
-        let z = z(value.to_f64()) + residual.at(run.start + index);
-        *value = T::from_f64(affine.activation.apply(z));
-    }
 }

@@ -1,7 +1,10 @@
 //! Mean and variance of each channel, and the running statistics. Twin: `shaders/statistics.wgsl`.
 
+use std::ops::Range;
+
 use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
+use super::walk::{Block, LANES, Terms, Walk};
 use super::{Element, Valid, Values};
 use crate::layer::check_length;
 use crate::{Error, Layout, Options};
@@ -50,12 +53,6 @@ impl Statistics {
     /// `√(var + eps)` of a channel.
     pub(super) fn deviation(&self, channel: usize, eps: f64) -> f64 {
         (self.var[channel] + eps).sqrt()
-    }
-
-    /// What makes `x̂ = (x − mean)/√(var + eps)` of a value of a channel.
-    pub(super) fn x_hat(&self, channel: usize, eps: f64) -> impl Fn(f64) -> f64 + use<> {
-        let (mean, deviation) = (self.mean[channel], self.deviation(channel, eps));
-        move |x| (x - mean) / deviation
     }
 }
 
@@ -154,35 +151,155 @@ pub fn moments<T: Element, S: Data<Elem = T>, D: Dimension>(
 ) -> Result<Moments, Error> {
     let x = Values::new(x, layout)?;
     let valid = Valid::new(valid, &x.shape)?;
+    let (walk, values) = (&x.walk(&valid), &*x.values);
     let channels = x.shape.channels();
-    let count = (0..x.shape.values_per_channel())
-        .filter(|&position| valid.at(position))
-        .count() as f64;
-    let mut found = Moments {
-        count,
-        mean: Array1::zeros(channels),
-        m2: Array1::zeros(channels),
-    };
-    if count == 0.0 {
-        return Ok(found);
+    let parts = walk.each_block(|block| PartOf {
+        walk,
+        values,
+        block,
+    });
+    // Means are sums over counts, so that no mean is rounded twice.
+    let mut mean = Array1::zeros(channels);
+    let mut counts = vec![0; channels];
+    for part in &parts {
+        for (channel, sum) in part.channels.clone().zip(&part.sum) {
+            mean[channel] += sum;
+            counts[channel] += part.count;
+        }
     }
-    for run in x.runs() {
-        for (index, value) in run.values.iter().enumerate() {
-            if valid.at(run.position + index) {
-                found.mean[run.channel] += value.to_f64();
+    // All channels have the same count.
+    let count = counts[0] as f64;
+    let mut m2 = Array1::zeros(channels);
+    if count > 0.0 {
+        mean /= count;
+        for part in &parts {
+            for (index, channel) in part.channels.clone().enumerate() {
+                let apart: f64 = part.mean[index] - mean[channel];
+                m2[channel] += part.m2[index] + part.count as f64 * apart.powi(2);
             }
         }
     }
-    found.mean /= count;
-    for run in x.runs() {
-        let mean = found.mean[run.channel];
-        for (index, value) in run.values.iter().enumerate() {
-            if valid.at(run.position + index) {
-                found.m2[run.channel] += (value.to_f64() - mean).powi(2);
+    Ok(Moments { count, mean, m2 })
+}
+
+/// What is known of some channels of a part of the batch.
+struct Part {
+    channels: Range<usize>,
+    /// How many values of each channel.
+    count: usize,
+    sum: Vec<f64>,
+    /// 0 without values.
+    mean: Vec<f64>,
+    /// `Σ(x − mean)²`, by the part's own mean: taken about the batch's, which lies a pass over
+    /// memory ahead, it would need another.
+    m2: Vec<f64>,
+}
+
+/// The sums of a block, in two passes over what is then in the cache.
+struct PartOf<'a, T> {
+    walk: &'a Walk<'a>,
+    values: &'a [T],
+    block: Block,
+}
+
+impl<T: Element> pulp::NullaryFnOnce for PartOf<'_, T> {
+    type Output = Part;
+
+    #[inline(always)]
+    fn call(self) -> Part {
+        let Self {
+            walk,
+            values,
+            block,
+        } = self;
+        let count = walk.count(&block);
+        let [sum] = walk.sums(&block, Sum(values), []);
+        let mut mean = sum.clone();
+        for mean in &mut mean {
+            *mean /= count.max(1) as f64;
+        }
+        let [m2] = walk.sums(&block, Squares(values), [&mean]);
+        Part {
+            channels: block.channels,
+            count,
+            sum,
+            mean,
+            m2,
+        }
+    }
+}
+
+/// `x`
+#[derive(Clone, Copy)]
+struct Sum<'a, T>(&'a [T]);
+
+impl<T: Element> Terms<0, 1> for Sum<'_, T> {
+    #[inline(always)]
+    fn add_run(self, range: Range<usize>, valid: bool, _: [f64; 0], sums: &mut [[f64; LANES]; 1]) {
+        if valid {
+            add_run(&self.0[range], |x| x, sums);
+        }
+    }
+
+    #[inline(always)]
+    fn add_row(self, range: Range<usize>, valid: bool, _: [&[f64]; 0], [sums]: &mut [Vec<f64>; 1]) {
+        if valid {
+            for (sum, x) in sums.iter_mut().zip(&self.0[range]) {
+                *sum += x.to_f64();
             }
         }
     }
-    Ok(found)
+}
+
+/// `(x − mean)²`
+#[derive(Clone, Copy)]
+struct Squares<'a, T>(&'a [T]);
+
+impl<T: Element> Terms<1, 1> for Squares<'_, T> {
+    #[inline(always)]
+    fn add_run(
+        self,
+        range: Range<usize>,
+        valid: bool,
+        [mean]: [f64; 1],
+        sums: &mut [[f64; LANES]; 1],
+    ) {
+        if valid {
+            add_run(&self.0[range], |x| (x - mean) * (x - mean), sums);
+        }
+    }
+
+    #[inline(always)]
+    fn add_row(
+        self,
+        range: Range<usize>,
+        valid: bool,
+        [mean]: [&[f64]; 1],
+        [sums]: &mut [Vec<f64>; 1],
+    ) {
+        if valid {
+            for ((sum, x), mean) in sums.iter_mut().zip(&self.0[range]).zip(mean) {
+                let apart = x.to_f64() - mean;
+                *sum += apart * apart;
+            }
+        }
+    }
+}
+
+/// Adds a term of each value to any of the sums.
+#[inline(always)]
+fn add_run<T: Element>(values: &[T], term: impl Fn(f64) -> f64, [sums]: &mut [[f64; LANES]; 1]) {
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut found = *sums;
+    for chunk in chunks {
+        for (found, x) in found.iter_mut().zip(chunk) {
+            *found += term(x.to_f64());
+        }
+    }
+    for (found, x) in found.iter_mut().zip(rest) {
+        *found += term(x.to_f64());
+    }
+    *sums = found;
 }
 
 /// The mean and the population variance of each channel of `x`: those of [`moments`] over all

@@ -1,0 +1,104 @@
+//! The whole backward pass.
+
+use ndarray::{ArrayBase, ArrayD, Data, Dimension};
+
+use super::activation_gradient::activation_gradients;
+use super::gradients::parameter_gradients;
+use super::input_gradient::input_gradients;
+use super::normalize::residual_values;
+use super::walk::Operands;
+use super::{Affine, Element, InputGradients, ParameterGradients, Statistics, Valid, Values};
+use crate::layer::check_like;
+use crate::{Error, Layout, Wanted};
+
+/// The gradients of all that went into [`super::normalize`], from that of its output: those of
+/// [`super::activation_gradient`], [`super::gradients`] and [`super::input_gradient`], but in fewer
+/// passes, and with no tensor between them that would be rounded.
+///
+/// It reads `x` and `dy` twice, once for the sums and once for `dx`, and writes `dx`; the gradient
+/// of a residual takes one pass more. What is not wanted is not computed, but for the sums if `dx`
+/// needs them; the gradient of a parameter that is not wanted is 0. `valid` is as in
+/// [`super::moments`]. `x` and the residual may be of another type than `dy`, whose type that of the
+/// gradients is.
+///
+/// # Errors
+/// Those of [`super::activation_gradient`]; [`Error::ShapeMismatch`] if `valid` has other
+/// dimensions.
+///
+/// # Example
+/// ```
+/// use ndarray::array;
+/// use wgpu_batchnorm::{Layout, Options, State, Wanted, cpu};
+///
+/// let layout = Layout::ChannelsFirst;
+/// let x = array![[1.0], [3.0]];
+/// let statistics = cpu::statistics(&x, layout)?;
+/// let affine = cpu::Affine::new(&State::new(1), &Options::default());
+/// let dy = array![[1.0], [2.0]];
+/// let wanted = Wanted::default();
+/// let (_, parameters) =
+///     cpu::backward(&x, &dy, layout, &statistics, &affine, None, None, &wanted)?;
+/// assert_eq!(parameters.beta, array![3.0]);
+/// # Ok::<(), wgpu_batchnorm::Error>(())
+/// ```
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is a term of the formula, or says how to read one"
+)]
+pub fn backward<X, T, SX, SY, DX, DY>(
+    x: &ArrayBase<SX, DX>,
+    dy: &ArrayBase<SY, DY>,
+    layout: Layout,
+    statistics: &Statistics,
+    affine: &Affine,
+    residual: Option<&ArrayD<X>>,
+    valid: Option<&ArrayD<bool>>,
+    wanted: &Wanted,
+) -> Result<(InputGradients<T>, ParameterGradients), Error>
+where
+    X: Element,
+    T: Element,
+    SX: Data<Elem = X>,
+    SY: Data<Elem = T>,
+    DX: Dimension,
+    DY: Dimension,
+{
+    let x = Values::new(x, layout)?;
+    let dy = Values::new(dy, layout)?;
+    check_like("dy", &dy.shape, &x.shape)?;
+    statistics.check(x.shape.channels())?;
+    affine.check(x.shape.channels())?;
+    let residual = residual_values(residual, &x.shape)?;
+    let valid = Valid::new(valid, &x.shape)?;
+
+    let walk = &x.walk(&valid);
+    let operands = Operands {
+        x: &*x.values,
+        dy: &*dy.values,
+        residual: residual.as_ref().map_or(&x.values, |found| &found.values),
+    };
+    let added = residual.is_some();
+    let mut parameters = ParameterGradients::zeros(x.shape.channels());
+    if wanted.gamma || wanted.beta || wanted.x && statistics.depend_on_batch() {
+        parameters = parameter_gradients(walk, operands, statistics, affine, added);
+    }
+    let mut found = InputGradients {
+        dx: None,
+        residual: None,
+    };
+    if wanted.x {
+        let dx = input_gradients(walk, operands, statistics, affine, &parameters, added);
+        found.dx = Some(x.like(dx)?);
+    }
+    if wanted.residual && added {
+        let g = activation_gradients(walk, operands, statistics, affine, added);
+        found.residual = Some(x.like(g)?);
+    }
+    if !wanted.gamma {
+        parameters.gamma.fill(0.0);
+    }
+    if !wanted.beta {
+        parameters.beta.fill(0.0);
+    }
+    Ok((found, parameters))
+}
