@@ -69,13 +69,22 @@ impl Gpu {
     /// [`Error::NoAdapter`] or [`Error::NoDevice`] if there is none to open,
     /// [`Error::DeviceLimit`] if its limits are too low.
     pub async fn open() -> Result<Self, Error> {
+        Self::open_with(wgpu::Features::empty()).await
+    }
+
+    /// [`Gpu::open`], with those of `features` that the adapter has: no kernel needs any, but a
+    /// caller may, for timestamps say. `gpu.device().features()` tells which there are.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub async fn open_with(features: wgpu::Features) -> Result<Self, Error> {
         let instance =
             wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
         let adapter = match std::env::var("WGPU_ADAPTER_NAME") {
             Ok(name) => adapter_named(&instance, &name).await?,
             Err(_) => best_adapter(&instance).await?,
         };
-        Self::from_adapter(&adapter).await
+        Self::from_adapter_with(&adapter, features).await
     }
 
     /// Every adapter that wgpu finds here, for [`Gpu::from_adapter`].
@@ -91,8 +100,20 @@ impl Gpu {
     /// [`Error::NoDevice`] if the adapter refuses, [`Error::DeviceLimit`] if its limits are too
     /// low.
     pub async fn from_adapter(adapter: &wgpu::Adapter) -> Result<Self, Error> {
+        Self::from_adapter_with(adapter, wgpu::Features::empty()).await
+    }
+
+    /// [`Gpu::from_adapter`], with those of `features` that the adapter has.
+    ///
+    /// # Errors
+    /// As [`Gpu::from_adapter`].
+    pub async fn from_adapter_with(
+        adapter: &wgpu::Adapter,
+        features: wgpu::Features,
+    ) -> Result<Self, Error> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("batch_norm"),
+            required_features: features & adapter.features(),
             required_limits: adapter.limits(),
             memory_hints: wgpu::MemoryHints::Performance,
             ..Default::default()

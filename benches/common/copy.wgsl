@@ -1,0 +1,46 @@
+// Copies packs of four words: the least that any operation on a tensor does, and so the measure of
+// how fast it can be.
+//
+// in   source  [packs]
+// out  copied  [packs]
+//
+// A workgroup takes LANES * PACKS neighbouring packs. Its lanes go side by side (LANE_STEP = 1,
+// STEP = LANES) or each through a run of its own (LANE_STEP = PACKS, STEP = 1). PACKS is a multiple
+// of four: the loads of four packs are under way before the first is stored.
+
+@group(0) @binding(0) var<storage, read> source: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read_write> copied: array<vec4<u32>>;
+
+override LANES: u32 = 1u;
+override PACKS: u32 = 4u;
+override LANE_STEP: u32 = 1u;
+override STEP: u32 = 1u;
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let packs = arrayLength(&source);
+    let tile = workgroup.y * grid.x + workgroup.x;
+    var at = tile * LANES * PACKS + local * LANE_STEP;
+    var remaining = PACKS;
+    while remaining > 0u && at + 3u * STEP < packs {
+        let a = source[at];
+        let b = source[at + STEP];
+        let c = source[at + 2u * STEP];
+        let d = source[at + 3u * STEP];
+        copied[at] = a;
+        copied[at + STEP] = b;
+        copied[at + 2u * STEP] = c;
+        copied[at + 3u * STEP] = d;
+        at += 4u * STEP;
+        remaining -= 4u;
+    }
+    while remaining > 0u && at < packs {
+        copied[at] = source[at];
+        at += STEP;
+        remaining -= 1u;
+    }
+}
