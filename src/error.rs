@@ -224,6 +224,16 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The file of a pipeline cache cannot be read or written.
+    #[error("the pipeline cache {} cannot be {what}: {message}", path.display())]
+    PipelineCache {
+        /// What was tried: `read` or `written`.
+        what: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the system said.
+        message: String,
+    },
     /// A backward pass, or the statistics of a batch, were asked for, but the last `forward` was not in
     /// training mode, or there was none.
     #[error(

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 #[cfg(not(target_arch = "wasm32"))]
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
 
@@ -38,7 +38,14 @@ struct Shared {
     limits: wgpu::Limits,
     /// Whether the device is known to read f16 by an instruction of its own.
     native_f16: bool,
-    pipelines: Mutex<HashMap<PipelineKey, wgpu::ComputePipeline>>,
+    pipelines: Mutex<Pipelines>,
+}
+
+#[derive(Default)]
+struct Pipelines {
+    compiled: HashMap<PipelineKey, wgpu::ComputePipeline>,
+    /// What others are compiled through.
+    cache: Option<wgpu::PipelineCache>,
 }
 
 /// The usages of a buffer that holds a vector or a tensor.
@@ -240,18 +247,35 @@ impl Gpu {
 
     /// The pipeline of a kernel's variant, compiled at its first use on this device.
     pub(crate) fn pipeline(&self, variant: Variant) -> Result<wgpu::ComputePipeline, Error> {
-        // A poisoned lock means that a compilation panicked; the map itself is whole.
-        let mut pipelines = self
-            .shared
-            .pipelines
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(pipeline) = pipelines.get(&variant.key()) {
+        let mut pipelines = self.pipelines();
+        if let Some(pipeline) = pipelines.compiled.get(&variant.key()) {
             return Ok(pipeline.clone());
         }
-        let pipeline = self.caught(|| variant.compile(self.device()))?;
-        pipelines.insert(variant.key(), pipeline.clone());
+        let cache = pipelines.cache.as_ref();
+        let pipeline = self.caught(|| variant.compile(self.device(), cache))?;
+        pipelines.compiled.insert(variant.key(), pipeline.clone());
         Ok(pipeline)
+    }
+
+    fn pipelines(&self) -> MutexGuard<'_, Pipelines> {
+        // A poisoned lock means that a compilation panicked; the map itself is whole.
+        let pipelines = self.shared.pipelines.lock();
+        pipelines.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Compiles pipelines through a cache of the caller's from now on: for engines that have one.
+    /// All clones share it. On native targets `load_pipeline_cache` makes one.
+    ///
+    /// The cache must be of this device. wgpu reports one of another when a pipeline is compiled
+    /// ([`Error::Wgpu`]), but cannot tell one of another `wgpu::Instance`, and may panic on it.
+    pub fn set_pipeline_cache(&self, cache: wgpu::PipelineCache) {
+        self.pipelines().cache = Some(cache);
+    }
+
+    /// What pipelines are compiled through.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn pipeline_cache(&self) -> Option<wgpu::PipelineCache> {
+        self.pipelines().cache.clone()
     }
 
     /// A buffer for a tensor or vector, filled with `values`, and as far as these do not fill the
@@ -593,6 +617,14 @@ mod blocking {
             pollster::block_on(Self::open())
         }
 
+        /// [`Gpu::open_with`], waiting.
+        ///
+        /// # Errors
+        /// As [`Gpu::open`].
+        pub fn open_with_blocking(features: wgpu::Features) -> Result<Self, Error> {
+            pollster::block_on(Self::open_with(features))
+        }
+
         /// [`Gpu::adapters`], waiting.
         pub fn adapters_blocking() -> Vec<wgpu::Adapter> {
             pollster::block_on(Self::adapters())
@@ -604,6 +636,17 @@ mod blocking {
         /// As [`Gpu::from_adapter`].
         pub fn from_adapter_blocking(adapter: &wgpu::Adapter) -> Result<Self, Error> {
             pollster::block_on(Self::from_adapter(adapter))
+        }
+
+        /// [`Gpu::from_adapter_with`], waiting.
+        ///
+        /// # Errors
+        /// As [`Gpu::from_adapter`].
+        pub fn from_adapter_with_blocking(
+            adapter: &wgpu::Adapter,
+            features: wgpu::Features,
+        ) -> Result<Self, Error> {
+            pollster::block_on(Self::from_adapter_with(adapter, features))
         }
     }
 }

@@ -22,6 +22,8 @@ mod layer;
 mod monitor;
 mod optimizer;
 mod options;
+#[cfg(not(target_arch = "wasm32"))]
+mod pipeline_cache;
 mod plan;
 mod shape;
 mod state_file;

@@ -22,6 +22,8 @@ mod modes;
 mod monitor;
 #[path = "gpu/operations.rs"]
 mod operations;
+#[path = "gpu/pipeline_cache.rs"]
+mod pipeline_cache;
 #[path = "gpu/plan.rs"]
 mod plan;
 #[path = "gpu/properties.rs"]
@@ -61,6 +63,7 @@ fn main() {
         trials.extend(large::trials(adapter));
         trials.extend(properties::trials(adapter));
         trials.extend(device::trials(adapter));
+        trials.extend(pipeline_cache::trials(adapter));
     }
     if adapters.is_empty() {
         trials.push(common::needs_an_adapter("all GPU tests"));

@@ -354,7 +354,11 @@ impl Variant {
     }
 
     /// Compiles the variant. Errors go to the error scopes in force.
-    pub(crate) fn compile(&self, device: &wgpu::Device) -> wgpu::ComputePipeline {
+    pub(crate) fn compile(
+        &self,
+        device: &wgpu::Device,
+        cache: Option<&wgpu::PipelineCache>,
+    ) -> wgpu::ComputePipeline {
         let label = format!("batch_norm.{}", self.entry.label);
         let (source, _) = self.source();
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
@@ -371,7 +375,7 @@ impl Variant {
                 // Every kernel writes its workgroup memory before it reads it.
                 zero_initialize_workgroup_memory: false,
             },
-            cache: None,
+            cache,
         })
     }
 
