@@ -1,37 +1,275 @@
-//! GPU against CPU: forward and backward in training, and inference.
+//! GPU against CPU, and both against what the memory allows.
 //!
-//! `cargo bench`. Set `WGPU_BACKEND` or `WGPU_ADAPTER_NAME` to choose an adapter. Every case is
-//! checked against the CPU path before it is timed. What is timed on the GPU is the wall time from
-//! submission to completion of one operation on buffers that stay on the device; throughput counts
-//! the bytes that the operation must move at least: 2 tensors for inference, 3 for forward
-//! training and 5 for backward.
+//! `cargo bench --bench batch_norm`. `WGPU_BACKEND` or `WGPU_ADAPTER_NAME` chooses an adapter; a word
+//! behind `--` only the cases that have it in their name, as `channels-last/f16`. Each case is checked
+//! against the CPU path before it is timed.
+//!
+//! Timed on the GPU is one operation on buffers that stay there, taken in turn from so many that no
+//! cache holds them, by the device's own clock where it has one. Beside it stand a copy shader over
+//! the same tensors, measured just before, and the CPU path on all cores.
+//!
+//! Without `--bench`, as `cargo test` runs it, every case is tiny and runs once.
+//!
+//! With `WGPU_BATCHNORM_RECORD=FOLDER` the medians go to a file in that folder, named after the
+//! adapter: see `scripts/bench.sh`.
 
-use std::time::Duration;
+mod common;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant};
+
+use common::operations::Operation;
+use common::record::{Record, Row};
+use common::{Copy, Meter};
+use criterion::{Criterion, SamplingMode, Throughput};
 use ndarray::ArrayD;
-use wgpu_batchnorm::verify::Checked;
 use wgpu_batchnorm::{
-    BackwardBuffers, BatchNorm, Commands, DType, Error, ForwardBuffers, Gpu, Layout, Mode, Options,
-    Plan, Shape, Tensor, cpu, wgpu,
+    Activation, BackwardBuffers, Commands, DType, Error, ForwardBuffers, Layout, Options, Plan,
+    Shape, State, Stored, Tensor, Wanted, cpu, half, wgpu,
 };
 
-/// Batch-norm shapes of ResNet-50 with a batch of 32, from its first and last stages.
-const SHAPES: &[(&str, &[usize], Layout)] = &[
-    ("32x64x56x56", &[32, 64, 56, 56], Layout::ChannelsFirst),
-    ("32x256x14x14", &[32, 256, 14, 14], Layout::ChannelsFirst),
-    ("32x2048x7x7", &[32, 2048, 7, 7], Layout::ChannelsFirst),
-    ("32x56x56x64", &[32, 56, 56, 64], Layout::ChannelsLast),
-    ("32x7x7x2048", &[32, 7, 7, 2048], Layout::ChannelsLast),
+/// The batch-norm shapes of ResNet-50 with a batch of 32, channels first.
+const RESNET_50: &[[usize; 4]] = &[
+    [32, 64, 112, 112],
+    [32, 64, 56, 56],
+    [32, 128, 56, 56],
+    [32, 256, 56, 56],
+    [32, 128, 28, 28],
+    [32, 256, 28, 28],
+    [32, 512, 28, 28],
+    [32, 256, 14, 14],
+    [32, 512, 14, 14],
+    [32, 1024, 14, 14],
+    [32, 512, 7, 7],
+    [32, 2048, 7, 7],
 ];
 
-fn values(shape: &Shape) -> ArrayD<f32> {
-    let mut next = 0_u32;
-    ArrayD::from_shape_simple_fn(shape.dims(), || {
-        // Weyl's sequence: evenly spread in -1 … 1.
-        next = next.wrapping_add(0x9e37_79b9);
-        (next as i32) as f32 / 2_147_483_648.0
-    })
+/// A large one, of 256 MiB in f32; a tiny one; an awkward one, of no whole packs in any layout.
+const OTHERS: &[[usize; 4]] = &[[64, 64, 128, 128], [2, 8, 4, 4], [32, 123, 7, 7]];
+
+/// What the test suite runs.
+const TINY: &[[usize; 4]] = &[[2, 8, 4, 4], [2, 3, 7, 7]];
+
+/// Bytes that no cache holds: what goes round in a case.
+const ROTATED: u64 = 128 << 20;
+
+/// The most sets of buffers that go round.
+const SETS_MAX: u64 = 64;
+
+fn main() {
+    let is_bench = std::env::args().any(|argument| argument == "--bench");
+    let filter = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with('-'))
+        .unwrap_or_default();
+    let meter = match Meter::open() {
+        Ok(meter) => meter,
+        Err(error) => {
+            println!("nothing to compare: {error}");
+            return;
+        }
+    };
+    let kind = if meter.is_software() {
+        ", a software adapter: a CPU that plays a GPU"
+    } else {
+        ""
+    };
+    println!("{}{kind}; {}", meter.gpu.name(), meter.clock());
+    let mut criterion = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(50))
+        .measurement_time(Duration::from_millis(200))
+        .configure_from_args();
+    let shapes: Vec<_> = match is_bench {
+        true => RESNET_50.iter().chain(OTHERS).collect(),
+        false => TINY.iter().collect(),
+    };
+    // Software adapters are slow, and bf16 is like f16 to them.
+    let mut dtypes = vec![DType::F32, DType::F16];
+    if !meter.is_software() {
+        dtypes.push(DType::Bf16);
+    }
+    let mut record = Record::new(&meter);
+    for layout in [Layout::ChannelsFirst, Layout::ChannelsLast] {
+        for &&nchw in &shapes {
+            for &dtype in &dtypes {
+                let name = name(nchw, layout, dtype);
+                if !name.contains(&filter) {
+                    continue;
+                }
+                let run = match dtype {
+                    DType::F32 => bench::<f32>,
+                    DType::F16 => bench::<half::f16>,
+                    DType::Bf16 => bench::<half::bf16>,
+                };
+                let done = run(&mut criterion, &meter, &mut record, nchw, layout);
+                match done {
+                    Ok(()) => {}
+                    // A device may have less memory than the large case takes.
+                    Err(Error::TooLarge { .. } | Error::OutOfMemory { .. }) => {
+                        println!("{name}: larger than this device allows");
+                    }
+                    Err(error) => panic!("{name}: {error}"),
+                }
+            }
+        }
+    }
+    criterion.final_summary();
+    if let Ok(folder) = std::env::var("WGPU_BATCHNORM_RECORD") {
+        let path = record
+            .write(folder.as_ref())
+            .expect("the folder can be written");
+        println!("recorded in {}", path.display());
+    }
+}
+
+fn dims(nchw: [usize; 4], layout: Layout) -> [usize; 4] {
+    let [n, c, h, w] = nchw;
+    match layout {
+        Layout::ChannelsFirst => nchw,
+        Layout::ChannelsLast => [n, h, w, c],
+    }
+}
+
+fn name(nchw: [usize; 4], layout: Layout, dtype: DType) -> String {
+    let layout_name = match layout {
+        Layout::ChannelsFirst => "channels-first",
+        Layout::ChannelsLast => "channels-last",
+    };
+    let dims = dims(nchw, layout).map(|dim| dim.to_string()).join("x");
+    format!("{layout_name}/{dtype:?}/{dims}").to_lowercase()
+}
+
+/// A case's tensors on the CPU, and what they should give.
+struct Case<T> {
+    layout: Layout,
+    options: Options,
+    affine: cpu::Affine,
+    /// x, dy, residual.
+    tensors: [ArrayD<T>; 3],
+    /// Whether ReLU and a residual are fused to it.
+    fused: bool,
+}
+
+impl<T: Stored> Case<T> {
+    fn new(shape: &Shape, fused: bool) -> Self {
+        let tensor = |seed: u32| {
+            // Weyl's sequence: evenly spread in -1 … 1.
+            let mut next = seed;
+            ArrayD::from_shape_simple_fn(shape.dims(), || {
+                next = next.wrapping_add(0x9e37_79b9);
+                T::from_f64(f64::from(next as i32) / 2_147_483_648.0)
+            })
+        };
+        let activation = match fused {
+            true => Activation::Relu,
+            false => Activation::Identity,
+        };
+        let options = Options::default().activation(activation);
+        Self {
+            layout: shape.layout(),
+            affine: cpu::Affine::new(&State::new(shape.channels()), &options),
+            options,
+            tensors: [1, 1 << 30, 3 << 29].map(tensor),
+            fused,
+        }
+    }
+
+    fn residual(&self) -> Option<&ArrayD<T>> {
+        self.fused.then_some(&self.tensors[2])
+    }
+
+    fn statistics(&self) -> Result<cpu::Statistics, Error> {
+        cpu::statistics(&self.tensors[0], self.layout)
+    }
+
+    fn normalized(&self, statistics: &cpu::Statistics) -> Result<ArrayD<T>, Error> {
+        let x = &self.tensors[0];
+        cpu::normalize(x, self.layout, statistics, &self.affine, self.residual())
+    }
+
+    fn gradients(&self, statistics: &cpu::Statistics) -> Result<InputGradientsOf<T>, Error> {
+        let [x, dy, _] = &self.tensors;
+        let (layout, affine, wanted) = (self.layout, &self.affine, Wanted::default());
+        let residual = self.residual();
+        cpu::backward(x, dy, layout, statistics, affine, residual, None, &wanted)
+            .map(|(found, _)| found)
+    }
+}
+
+type InputGradientsOf<T> = cpu::InputGradients<T>;
+
+/// The tensors of an operation on the GPU, with all operations bound to them.
+struct Set {
+    y: Tensor,
+    dx: Tensor,
+    copy: Copy,
+    /// In the order of [`Operation::ALL`].
+    commands: [Commands; 3],
+}
+
+impl Set {
+    fn new<T: Stored>(meter: &Meter, plan: &Plan, case: &Case<T>) -> Result<Self, Error> {
+        let gpu = &meter.gpu;
+        let upload = |array| Tensor::from_array(gpu, array, case.layout);
+        let [x, dy, residual] = &case.tensors;
+        let (x, dy) = (upload(x)?, upload(dy)?);
+        let residual = match case.fused {
+            true => Some(upload(residual)?),
+            false => None,
+        };
+        let zeros = || Tensor::zeros(gpu, plan.shape(), plan.dtype());
+        let (y, dx) = (zeros()?, zeros()?);
+        let d_residual = match case.fused {
+            true => Some(zeros()?),
+            false => None,
+        };
+        let ones = vec![1.0_f32; plan.shape().channels()];
+        let vector = || meter.buffer_of(bytemuck::cast_slice(&ones));
+        let [gamma, running_var, dgamma, dbeta] = [(); 4].map(|()| vector());
+        let zero_vector = || meter.buffer(4 * ones.len() as u64);
+        let (beta, running_mean) = (zero_vector(), zero_vector());
+        let saved = meter.buffer(plan.saved_bytes());
+        let mask = meter.buffer(plan.mask_bytes());
+
+        let mut forward = ForwardBuffers::new(whole(&x), whole(&y))
+            .gamma(gamma.slice(..))
+            .beta(beta.slice(..))
+            .running_mean(running_mean.slice(..))
+            .running_var(running_var.slice(..));
+        let mut backward = BackwardBuffers::new(whole(&x), whole(&dy), saved.slice(..))
+            .gamma(gamma.slice(..))
+            .beta(beta.slice(..))
+            .dx(whole(&dx))
+            .dgamma(dgamma.slice(..))
+            .dbeta(dbeta.slice(..));
+        if let Some(residual) = &residual {
+            forward = forward.residual(whole(residual));
+        }
+        let inference = plan.bind_inference(&forward)?;
+        if let Some(d_residual) = &d_residual {
+            forward = forward.mask(mask.slice(..));
+            backward = backward
+                .mask(mask.slice(..))
+                .residual_gradient(whole(d_residual));
+        }
+        Ok(Self {
+            copy: Copy::new(meter, x.buffer(), y.buffer()),
+            commands: [
+                inference,
+                plan.bind_forward(&forward.saved(saved.slice(..)))?,
+                plan.bind_backward(&backward)?,
+            ],
+            y,
+            dx,
+        })
+    }
+
+    fn run(&self, meter: &Meter, operation: Operation) {
+        meter.time(1, |pass, _| {
+            self.commands[operation as usize].record_into(pass)
+        });
+    }
 }
 
 /// All of a tensor's buffer.
@@ -39,147 +277,172 @@ fn whole(tensor: &Tensor) -> wgpu::BufferSlice<'_> {
     tensor.buffer().slice(..)
 }
 
-/// A plan with all its operations bound to buffers of its own.
-struct Bound {
-    forward: Commands,
-    backward: Commands,
-    inference: Commands,
-}
-
-impl Bound {
-    fn new(gpu: &Gpu, x: &Tensor) -> Result<Self, Error> {
-        let shape = x.shape();
-        let plan = Plan::new(gpu, shape, DType::F32, &Options::default())?;
-        let dy = Tensor::from_array(gpu, &values(shape), shape.layout())?;
-        let zeros = || Tensor::zeros(gpu, shape, DType::F32);
-        let (y, dx) = (zeros()?, zeros()?);
-        let vector = || {
-            let shape = Shape::new(&[1, shape.channels()], Layout::ChannelsFirst)?;
-            Tensor::zeros(gpu, &shape, DType::F32)
-        };
-        let (gamma, beta, dgamma, dbeta) = (vector()?, vector()?, vector()?, vector()?);
-        let (mean, var) = (vector()?, vector()?);
-        let saved = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size: plan.saved_bytes(),
-            usage: wgpu::BufferUsages::STORAGE,
-            mapped_at_creation: false,
-        });
-        let evaluated = ForwardBuffers::new(whole(x), whole(&y))
-            .gamma(whole(&gamma))
-            .beta(whole(&beta))
-            .running_mean(whole(&mean))
-            .running_var(whole(&var));
-        let backward = BackwardBuffers::new(whole(x), whole(&dy), saved.slice(..))
-            .gamma(whole(&gamma))
-            .dx(whole(&dx))
-            .dgamma(whole(&dgamma))
-            .dbeta(whole(&dbeta));
-        Ok(Self {
-            inference: plan.bind_inference(&evaluated)?,
-            forward: plan.bind_forward(&evaluated.saved(saved.slice(..)))?,
-            backward: plan.bind_backward(&backward)?,
-        })
-    }
-}
-
-fn run(gpu: &Gpu, commands: &Commands) {
-    let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    commands.record(&mut encoder);
-    gpu.queue().submit([encoder.finish()]);
-    gpu.device()
-        .poll(wgpu::PollType::wait_indefinitely())
-        .expect("the device is there");
-}
-
-/// The three operations on the GPU, compared with the CPU path.
-fn check(gpu: &Gpu, x: &Tensor) -> Result<(), Error> {
-    let mut layer = BatchNorm::new(gpu, x.shape().channels(), Options::default())?;
-    let mut checked = Checked::new(&mut layer);
-    checked.forward_blocking(x)?;
-    checked.backward_blocking(x)?;
-    layer.set_mode(Mode::Eval);
-    Checked::new(&mut layer).forward_blocking(x)?;
-    Ok(())
-}
-
-fn batch_norm(criterion: &mut Criterion) {
-    let gpu = match Gpu::open_blocking() {
-        Ok(gpu) => gpu,
-        Err(error) => {
-            eprintln!("nothing to compare: {error}");
-            return;
-        }
+/// The least bytes that an operation moves: each tensor once where it takes one dispatch, and what is
+/// read for the statistics or the sums a second time where it takes more.
+fn least_bytes(operation: Operation, plan: &Plan, fused: bool, commands: &Commands) -> u64 {
+    let again = u64::from(commands.dispatches() > 1);
+    let (tensors, masks) = match operation {
+        Operation::Inference => (2, 0),
+        Operation::Forward => (2 + again, 1),
+        // A mask is read as often as dy.
+        Operation::Backward => (3 + 2 * again, 1 + again),
     };
-    println!("GPU: {}", gpu.name());
-    for &(name, dims, layout) in SHAPES {
-        if let Err(error) = case(criterion, &gpu, name, dims, layout) {
-            panic!("{name}: {error}");
-        }
-    }
+    let tensor = plan.shape().bytes(plan.dtype());
+    // A residual or its gradient comes on top.
+    tensors * tensor + u64::from(fused) * (tensor + masks * plan.mask_bytes())
 }
 
-fn case(
+/// Runs a case on both, and compares.
+fn check<T: Stored>(meter: &Meter, set: &Set, case: &Case<T>) -> Result<(), Error> {
+    let [x, ..] = &case.tensors;
+    let statistics = case.statistics()?;
+    let zeros = ndarray::Array1::zeros(statistics.mean.len());
+    let running = cpu::Statistics::constant(zeros.clone(), zeros + 1.0);
+    // Rounded once in 16 bits, on both; in f32 as the docs promise.
+    let [of_y, of_gradients] = match T::DTYPE {
+        DType::F32 => [2e-6, 1e-5],
+        DType::F16 => [2e-3, 2e-3],
+        DType::Bf16 => [1e-2, 1e-2],
+    };
+    // Where the activation's argument is within a rounding of its edge, either may be right.
+    let z = cpu::Affine {
+        activation: Activation::Identity,
+        ..case.affine.clone()
+    };
+    let z = cpu::normalize(x, case.layout, &statistics, &z, case.residual())?;
+    let at_edge = |index: usize| {
+        let flat = z.as_slice().map(|z| z[index].to_f64());
+        case.fused && flat.is_none_or(|z| z.abs() <= 2.0 * of_y)
+    };
+    let compare = |what, found: &Tensor, expected: &ArrayD<T>, allowed: f64| {
+        let found = found.to_array_blocking()?;
+        let largest = expected
+            .iter()
+            .fold(1.0, |most: f64, value| most.max(value.to_f64().abs()));
+        for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let (found, expected) = (f64::from(*found), expected.to_f64());
+            let close = (found - expected).abs() <= allowed * largest;
+            let close = close || what == "dx" && at_edge(index);
+            assert!(close, "{what} is {found} on the GPU, {expected} on the CPU");
+        }
+        Ok::<(), Error>(())
+    };
+    set.run(meter, Operation::Inference);
+    compare("y of inference", &set.y, &case.normalized(&running)?, of_y)?;
+    set.run(meter, Operation::Forward);
+    compare("y", &set.y, &case.normalized(&statistics)?, of_y)?;
+    set.run(meter, Operation::Backward);
+    let dx = case.gradients(&statistics)?.dx;
+    let dx = dx.unwrap_or_else(|| x.clone());
+    compare("dx", &set.dx, &dx, of_gradients)
+}
+
+/// Benches a shape in a layout and a storage type, plain and fused.
+fn bench<T: Stored>(
     criterion: &mut Criterion,
-    gpu: &Gpu,
-    name: &str,
-    dims: &[usize],
+    meter: &Meter,
+    record: &mut Record,
+    nchw: [usize; 4],
     layout: Layout,
 ) -> Result<(), Error> {
-    let shape = Shape::new(dims, layout)?;
-    let array = values(&shape);
-    let x = Tensor::from_array(gpu, &array, layout)?;
-    check(gpu, &x)?;
-    let bound = Bound::new(gpu, &x)?;
+    let shape = Shape::new(&dims(nchw, layout), layout)?;
+    let tensor_bytes = shape.bytes(T::DTYPE);
+    for fused in [false, true] {
+        let case = Case::<T>::new(&shape, fused);
+        let plan = Plan::new(&meter.gpu, &shape, T::DTYPE, &case.options)?;
+        let first = Set::new(meter, &plan, &case)?;
+        check(meter, &first, &case)?;
+        let mut sets = vec![first];
+        for _ in 1..ROTATED.div_ceil(2 * tensor_bytes).min(SETS_MAX) {
+            sets.push(Set::new(meter, &plan, &case)?);
+        }
 
-    let mut training = cpu::BatchNorm::new(shape.channels(), Options::default())?;
-    let mut trained = training.clone();
-    trained.set_mode(Mode::Eval);
-    training.forward(&array, layout)?;
-    let mut forward = training.clone();
-
-    // Each row: tensor passes, the GPU's commands, the CPU's work.
-    type Work<'a> = Box<dyn FnMut() -> Result<ArrayD<f32>, Error> + 'a>;
-    let operations: [(&str, u64, &Commands, Work<'_>); 3] = [
-        (
-            "forward",
-            3,
-            &bound.forward,
-            Box::new(|| forward.forward(&array, layout)),
-        ),
-        (
-            "backward",
-            5,
-            &bound.backward,
-            Box::new(|| training.backward(&array)),
-        ),
-        (
-            "inference",
-            2,
-            &bound.inference,
-            Box::new(|| trained.forward(&array, layout)),
-        ),
-    ];
-    for (operation, passes, commands, mut work) in operations {
-        let mut group = criterion.benchmark_group(operation);
-        group.throughput(Throughput::Bytes(passes * shape.bytes(DType::F32)));
-        group.bench_function(BenchmarkId::new("gpu", name), |bencher| {
-            bencher.iter(|| run(gpu, commands));
+        let name = name(nchw, layout, T::DTYPE);
+        let name = format!("{name}{}", if fused { "/relu+residual" } else { "" });
+        let mut group = criterion.benchmark_group(name);
+        group.sampling_mode(SamplingMode::Flat);
+        let round = Cell::new(0);
+        // The commands of the next set, each time.
+        let next = || {
+            round.set(round.get() + 1);
+            &sets[round.get() % sets.len()]
+        };
+        // Criterion tells nobody what it found: every sample is kept here too.
+        let mut timed = |id: &str, bytes: u64, time: &mut dyn FnMut(u64) -> Duration| {
+            let samples = RefCell::new(Vec::new());
+            group.throughput(Throughput::Bytes(bytes));
+            group.bench_function(id, |bencher| {
+                bencher.iter_custom(|iterations| {
+                    let total = time(iterations);
+                    let each = total.as_secs_f64() / iterations as f64;
+                    samples.borrow_mut().push(each);
+                    total
+                });
+            });
+            median(samples.into_inner())
+        };
+        let copy = timed("copy shader", 2 * tensor_bytes, &mut |iterations| {
+            meter.time(iterations, |pass, _| next().copy.record_into(pass))
         });
-        group.bench_function(BenchmarkId::new("cpu", name), |bencher| {
-            bencher.iter(|| work().expect("the shape fits"));
-        });
+        let statistics = case.statistics()?;
+        for operation in Operation::ALL {
+            let commands = &sets[0].commands[operation as usize];
+            let bytes = least_bytes(operation, &plan, fused, commands);
+            let id = operation.name().to_owned();
+            let gpu = timed(&format!("{id}/gpu"), bytes, &mut |iterations| {
+                meter.time(iterations, |pass, _| {
+                    next().commands[operation as usize].record_into(pass);
+                })
+            });
+            let cpu = timed(&format!("{id}/cpu"), bytes, &mut |iterations| {
+                let start = Instant::now();
+                for _ in 0..iterations {
+                    run_on_cpu(&case, operation, &statistics).expect("the shapes fit");
+                }
+                start.elapsed()
+            });
+            // What a filter leaves out has no time.
+            if let (Some(copy), Some(gpu), Some(cpu)) = (copy, gpu, cpu) {
+                record.push(Row {
+                    layout,
+                    dtype: T::DTYPE,
+                    nchw,
+                    operation: id,
+                    fused,
+                    dispatches: commands.dispatches(),
+                    bytes,
+                    copied_bytes: 2 * tensor_bytes,
+                    copy_seconds: copy,
+                    gpu_seconds: gpu,
+                    cpu_seconds: cpu,
+                });
+            }
+        }
         group.finish();
     }
     Ok(())
 }
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(300))
-        .measurement_time(Duration::from_secs(1));
-    targets = batch_norm
+fn run_on_cpu<T: Stored>(
+    case: &Case<T>,
+    operation: Operation,
+    statistics: &cpu::Statistics,
+) -> Result<(), Error> {
+    match operation {
+        Operation::Inference => {
+            std::hint::black_box(case.normalized(statistics)?);
+        }
+        Operation::Forward => {
+            std::hint::black_box(case.normalized(&case.statistics()?)?);
+        }
+        Operation::Backward => {
+            std::hint::black_box(case.gradients(statistics)?);
+        }
+    }
+    Ok(())
 }
-criterion_main!(benches);
+
+fn median(mut samples: Vec<f64>) -> Option<f64> {
+    samples.sort_by(f64::total_cmp);
+    samples.get(samples.len() / 2).copied()
+}

@@ -6,16 +6,11 @@
 //! operation takes if nothing stays in a cache: 2 for inference and the copy, 3 for forward in
 //! training, 5 for backward. `cargo test` runs the two smallest sizes.
 
-#[allow(dead_code, reason = "every bench uses a part of this")]
 mod common;
-#[allow(dead_code, reason = "every bench uses a part of this")]
-#[path = "common/operations.rs"]
-mod operations;
-
 use common::{Copy, Meter};
 use wgpu_batchnorm::{DType, Error, Layout, Options, Plan, Shape, wgpu};
 
-use operations::{Buffers, Operation, wait};
+use common::operations::{Buffers, Operation, wait};
 
 /// Each four times as large as the one before.
 const SHAPES: [[usize; 4]; 10] = [

@@ -6,9 +6,7 @@
 //! takes a heap allocation more than that, or if anything is allocated on the device once a plan is
 //! there. `cargo test` runs it with few repetitions.
 
-#[allow(dead_code, reason = "every bench uses a part of this")]
-#[path = "common/operations.rs"]
-mod operations;
+mod common;
 
 use std::alloc::System;
 use std::path::Path;
@@ -18,7 +16,7 @@ use std::time::{Duration, Instant};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use wgpu_batchnorm::{Commands, DType, Gpu, Layout, Options, Plan, Shape, wgpu};
 
-use operations::{Buffers, Operation, wait};
+use common::operations::{Buffers, Operation, wait};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -139,6 +137,10 @@ fn buffers_of(kernel: &str, operation: Operation) -> &'static str {
             "=geometry gamma beta saved >partials >dgamma >dbeta >coefficient_rows"
         }
         ("input_gradient.main", _) => "=geometry x dy >dx coefficient_rows",
+        ("forward.whole", _) => {
+            "=geometry =constants x >y gamma beta >saved >running_mean >running_var"
+        }
+        ("backward.whole", _) => "=geometry x dy >dx gamma saved >dgamma >dbeta",
         (other, _) => panic!("the bench does not know the kernel {other}"),
     }
 }

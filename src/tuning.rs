@@ -53,16 +53,27 @@ impl Tuning {
     /// For GPUs: wide workgroups, loads side by side, enough workgroups to fill a large device.
     pub fn gpu() -> Self {
         Self {
+            // wgpu's default limit, and 4 to 8 subgroups to hide the latency of memory.
             lanes: 256,
+            // 32 packs of 16 bytes are 512 neighbouring bytes; 8 lanes are left for the rows.
             lanes_across: 32,
             order: LaneOrder::SideBySide,
+            // Eight workgroups for each of 128 multiprocessors.
             reduction_workgroups: 1024,
+            // Two blocks of four: with less, a lane's share of the tree costs more than its loads.
             reduction_packs_min: 8,
+            // 1,024 values in a row, of which an accumulated rounding still lies within the contract.
             reduction_packs_max: 256,
+            // Two times four loads under way, against the coefficients' loads before them.
             map_packs: 8,
+            // Four workgroups at once on a multiprocessor have to fit its first cache, of 128 KiB or
+            // more.
             whole_bytes: 32 << 10,
+            // One for each multiprocessor of a large device: with fewer, parts of it would idle.
             whole_workgroups: 128,
+            // Arithmetic hides behind memory, and numbers below 2⁻¹⁴ stay.
             native_f16: false,
+            // A load is 16 bytes in any case.
             wide_words: false,
         }
     }
@@ -71,16 +82,26 @@ impl Tuning {
     /// wide as the vector, long runs, few workgroups, little arithmetic.
     pub fn cpu() -> Self {
         Self {
+            // A vector of 256 bits. More than one vector per workgroup makes barriers expensive.
             lanes: 8,
+            // Neighbouring columns lie in the same lines of a cache.
             lanes_across: 8,
+            // A run of its own keeps each lane's lines in the first cache until they are used up.
             order: LaneOrder::Runs,
+            // A few for each core, for balance.
             reduction_workgroups: 16,
+            // Against what a lane costs before its first load: pivot, walk, its share of the merge.
             reduction_packs_min: 64,
+            // As for GPUs.
             reduction_packs_max: 256,
+            // Against the same costs, above all the coefficients' loads.
             map_packs: 512,
+            // The second reading costs as much as the first, in a cache or not.
             whole_bytes: 0,
             whole_workgroups: 1,
+            // There is no latency to hide arithmetic behind.
             native_f16: true,
+            // Every access costs the same, whatever its width.
             wide_words: true,
         }
     }

@@ -1,5 +1,10 @@
 //! What the benches share: a clock, buffers, and the copy that everything is measured against.
 
+#![allow(dead_code, reason = "every bench uses a part of this")]
+
+pub mod operations;
+pub mod record;
+
 use std::time::{Duration, Instant};
 
 use wgpu::util::DeviceExt;
