@@ -215,7 +215,7 @@ fn write_statistics(column: u32, pivot: PerChannel, all: Moments) {
     let inverse_count = reciprocal(max(all.count, 1.0));
     let variance = variance_of(all);
     // Without any value, the mean counts as 0.
-    saved[column] = select(PerChannel(), pivot, all.count > 0.0);
+    saved[column] = select(PerChannel(0.0), pivot, all.count > 0.0);
     saved[column + geometry.all_columns] = all.mean;
     saved[column + geometry.all_columns * 2u] = inv_std_of(variance);
     saved[column + geometry.all_columns * 3u] = variance;
