@@ -4,13 +4,16 @@
 //! behind `--` only the cases that have it in their name, as `channels-last/f16`. Each case is checked
 //! against the CPU path before it is timed.
 //!
-//! Timed on the GPU is one operation on buffers that stay there, taken in turn from so many that no
-//! cache holds them, by the device's own clock where it has one. Beside it stand a copy shader over
-//! the same tensors, measured just before, and the CPU path on all cores.
+//! Timed on the GPU is one operation on buffers that stay there, by the device's own clock where it
+//! has one. Its tensors are taken in turn from sets of 128 MiB together, which few caches hold; tiny
+//! ones from 64 sets. What follows one another on different sets may overlap on a GPU, but for passes
+//! of several dispatches, which share a plan's workspace. Beside it stand a copy shader over the same
+//! tensors, measured just before, and the CPU path on all cores, which has its tensors in its caches,
+//! as far as they go, and allocates its results.
 //!
 //! Without `--bench`, as `cargo test` runs it, every case is tiny and runs once.
 //!
-//! With `WGPU_BATCHNORM_RECORD=FOLDER` the medians go to a file in that folder, named after the
+//! With `WGPU_BATCHNORM_RECORD=FOLDER`, and no word behind `--`, the medians go to a file in that folder, named after the
 //! adapter: see `scripts/bench.sh`.
 
 mod common;
@@ -50,7 +53,10 @@ const OTHERS: &[[usize; 4]] = &[[64, 64, 128, 128], [2, 8, 4, 4], [32, 123, 7, 7
 /// What the test suite runs.
 const TINY: &[[usize; 4]] = &[[2, 8, 4, 4], [2, 3, 7, 7]];
 
-/// Bytes that no cache holds: what goes round in a case.
+/// Samples of each time, of which the median is recorded.
+const SAMPLES: usize = 10;
+
+/// Bytes that few caches hold: what goes round in a case.
 const ROTATED: u64 = 128 << 20;
 
 /// The most sets of buffers that go round.
@@ -76,7 +82,7 @@ fn main() {
     };
     println!("{}{kind}; {}", meter.gpu.name(), meter.clock());
     let mut criterion = Criterion::default()
-        .sample_size(10)
+        .sample_size(SAMPLES)
         .warm_up_time(Duration::from_millis(50))
         .measurement_time(Duration::from_millis(200))
         .configure_from_args();
@@ -115,7 +121,7 @@ fn main() {
         }
     }
     criterion.final_summary();
-    if let Ok(folder) = std::env::var("WGPU_BATCHNORM_RECORD") {
+    if let (Ok(folder), true) = (std::env::var("WGPU_BATCHNORM_RECORD"), filter.is_empty()) {
         let path = record
             .write(folder.as_ref())
             .expect("the folder can be written");
@@ -277,8 +283,8 @@ fn whole(tensor: &Tensor) -> wgpu::BufferSlice<'_> {
     tensor.buffer().slice(..)
 }
 
-/// The least bytes that an operation moves: each tensor once where it takes one dispatch, and what is
-/// read for the statistics or the sums a second time where it takes more.
+/// The bytes of the passes that an operation makes over tensors: each once where it takes one dispatch,
+/// and what is read for the statistics or the sums a second time where it takes more.
 fn least_bytes(operation: Operation, plan: &Plan, fused: bool, commands: &Commands) -> u64 {
     let again = u64::from(commands.dispatches() > 1);
     let (tensors, masks) = match operation {
@@ -379,7 +385,10 @@ fn bench<T: Stored>(
                     total
                 });
             });
-            median(samples.into_inner())
+            // The first calls are its warm-up.
+            let mut samples = samples.into_inner();
+            let counted = samples.split_off(samples.len().saturating_sub(SAMPLES));
+            median(counted)
         };
         let copy = timed("copy shader", 2 * tensor_bytes, &mut |iterations| {
             meter.time(iterations, |pass, _| next().copy.record_into(pass))

@@ -3,7 +3,8 @@
 //! `cargo run --release --example tune -- 32x256x14x14 [channels-last] [f16]`. `WGPU_BACKEND` or
 //! `WGPU_ADAPTER_NAME` chooses an adapter. From what is chosen by itself, it changes one number of
 //! [`Tuning`] at a time, and prints medians in milliseconds; the copy shader stands on top. What is
-//! clearly faster than the first line is worth a report, with the adapter's name.
+//! clearly faster than the first line is worth a report, with the adapter's name. All choices run on
+//! the same tensors: give a shape that caches do not hold.
 
 #[path = "../benches/common/mod.rs"]
 mod common;
@@ -38,8 +39,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{}; {}", meter.gpu.name(), meter.clock());
     println!("{:?} {layout:?} {dtype:?}\n", shape.dims());
 
-    let buffer = || meter.buffer(shape.bytes(dtype).next_multiple_of(16));
-    let (x, dy, y) = (buffer(), buffer(), buffer());
+    // Any bits that are numbers in every type: evenly spread in 1 … 2.
+    let bytes = shape.bytes(dtype).next_multiple_of(16);
+    let words: Vec<u32> = (0..(bytes / 4) as u32)
+        .map(|index| 0x3f80_3f80 | index.wrapping_mul(0x9e37_79b9) >> 9)
+        .collect();
+    let filled = || meter.buffer_of(bytemuck::cast_slice(&words));
+    let (x, dy, y) = (filled(), filled(), meter.buffer(bytes));
     let copy = Copy::new(&meter, &x, &y);
     let mut choices = Vec::new();
     for (name, tuning) in tunings(Tuning::for_device(meter.gpu.info().device_type)) {

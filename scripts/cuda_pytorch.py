@@ -17,6 +17,7 @@ PyTorch's.
 
 import argparse
 import csv
+import math
 import os
 import statistics
 import subprocess
@@ -26,6 +27,8 @@ from pathlib import Path
 
 try:
     import torch
+    import torch._dynamo
+    import torch._functorch.config
     import torch.nn.functional as F
 except ImportError as error:
     sys.exit(f"{error}: this script needs PyTorch; pip install torch")
@@ -36,6 +39,8 @@ FORMATS = {"channels-first": torch.contiguous_format, "channels-last": torch.cha
 # Bytes that no cache holds, and the most sets of tensors that go round.
 ROTATED, SETS_MAX = 128 << 20, 64
 REPETITIONS = 10
+# A graph cannot be captured on the default stream, nor what autograd would run on it.
+STREAM = torch.cuda.Stream() if torch.cuda.is_available() else None
 EPS, MOMENTUM = 1e-5, 0.1
 
 
@@ -48,6 +53,8 @@ def ours(binary):
         (path,) = Path(folder).glob("*.csv")
         lines = path.read_text().splitlines()
     print(lines[0].removeprefix("# "))
+    if "kind: hardware" not in lines[1] or torch.cuda.get_device_name() not in lines[0]:
+        sys.exit("the bench ran on another adapter: see WGPU_ADAPTER_NAME")
     return list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
 
@@ -105,16 +112,14 @@ class Case:
 
 def milliseconds(calls):
     """The median time of one call on the device."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            for call in calls:
-                call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    for _ in range(2):
         for call in calls:
             call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=STREAM):
+        # All outputs are kept, so that each has memory of its own.
+        outputs = [call() for call in calls]
     times = []
     for _ in range(REPETITIONS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -123,23 +128,34 @@ def milliseconds(calls):
         end.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end) / len(calls))
+    del outputs
     return statistics.median(times)
+
+
+def attempt(make_calls):
+    """The same, or not a number where PyTorch refuses."""
+    try:
+        return milliseconds(make_calls())
+    except RuntimeError as error:
+        print(f"PyTorch: {error}", file=sys.stderr)
+        return math.nan
 
 
 def pytorch(shape, layout, dtype):
     """By operation: the times with cuDNN, without, and compiled."""
-    case, times = Case(shape, layout, dtype), {}
+    case = Case(shape, layout, dtype)
+    times = {"forward": [], "inference": [], "backward": []}
     def same(function):
         return function
     for cudnn in [True, False]:
         with torch.backends.cudnn.flags(enabled=cudnn):
             for name, calls in case.operations(same):
-                times.setdefault(name, []).append(milliseconds(calls))
-            backward = case.autograd_backward(same) if cudnn else case.eager_backward()
-            times.setdefault("backward", []).append(milliseconds(backward))
+                times[name].append(attempt(lambda: calls))
+            backward = (lambda: case.autograd_backward(same)) if cudnn else case.eager_backward
+            times["backward"].append(attempt(backward))
     for name, calls in case.operations(torch.compile):
-        times[name].append(milliseconds(calls))
-    times["backward"].append(milliseconds(case.autograd_backward(torch.compile)))
+        times[name].append(attempt(lambda: calls))
+    times["backward"].append(attempt(lambda: case.autograd_backward(torch.compile)))
     return times
 
 
@@ -151,6 +167,8 @@ def main():
         sys.exit("PyTorch finds no CUDA device here")
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, "
           f"cuDNN {torch.backends.cudnn.version()}; medians in ms")
+    # Else the compiled forward pass gives its buffers away, and its backward pass runs only once.
+    torch._functorch.config.donated_buffer = False
     cases = {}
     for row in ours(arguments.bench):
         if row["fused"] == "none":
@@ -161,11 +179,13 @@ def main():
     print("|---|---|---|---|---|---|---|---|---|")
     for (shape, layout, dtype), found in cases.items():
         torch._dynamo.reset()
-        theirs = pytorch(shape, layout, DTYPES[dtype])
+        with torch.cuda.stream(STREAM):
+            theirs = pytorch(shape, layout, DTYPES[dtype])
         for operation, time in found.items():
             name = "×".join(map(str, shape))
             others = " | ".join(f"{other:.4f}" for other in theirs[operation])
-            ratio = time / min(theirs[operation])
+            known = [other for other in theirs[operation] if not math.isnan(other)]
+            ratio = time / min(known, default=math.nan)
             print(f"| {name} | {layout} | {dtype} | {operation} | {time:.4f} | {others} | {ratio:.2f} |")
         torch.cuda.empty_cache()
 

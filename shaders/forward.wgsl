@@ -27,6 +27,8 @@ fn forward(
             write_statistics(tile.column, pivot, all);
         }
     }
+    // In place, the second walk writes over what was probed for the pivot.
+    storageBarrier();
     workgroupBarrier();
     let first = local % LANES_X;
     computed = Centre(pivot, shared_mean[first], shared_m2[first]);

@@ -452,10 +452,10 @@ impl Divisions {
             if slices.slices.len() == 1 {
                 whole = Division::whole(block, slices.pack_bytes, lanes, multiple, tuning, limits);
             }
-            // What a kernel keeps for another's lanes must suit both.
+            // A mask must suit the lanes of both.
             let lanes = match &whole {
-                Some(whole) => (whole.launch.lanes_x.into(), whole.launch.lanes_y.into()),
-                None => lanes(tuning),
+                Some(whole) if masked => (whole.launch.lanes_x.into(), whole.launch.lanes_y.into()),
+                _ => lanes(tuning),
             };
             let mut map = Division::map(block, lanes, multiple, tuning, limits);
             slices.place(slice, &mut map.geometry);
@@ -599,7 +599,7 @@ impl Division {
         };
         let (lanes_x, lanes_y) = lanes(&narrow);
         let bytes = lanes_x * block.length() * pack_bytes;
-        let packs = block.length().div_ceil(lanes_y);
+        let packs = block.length().div_ceil(lanes_y).next_multiple_of(multiple);
         let workgroups = block.columns.div_ceil(lanes_x);
         let fits = bytes <= tuning.whole_bytes
             && packs <= u64::from(tuning.reduction_packs_max)

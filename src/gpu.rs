@@ -119,7 +119,9 @@ impl Gpu {
         features: wgpu::Features,
     ) -> Result<Self, Error> {
         let mut features = features;
-        if adapter.get_info().device_type == wgpu::DeviceType::Cpu {
+        let info = adapter.get_info();
+        // lavapipe. Direct3D's has not been tried.
+        if info.device_type == wgpu::DeviceType::Cpu && info.backend == wgpu::Backend::Vulkan {
             features |= wgpu::Features::SHADER_INT64;
         }
         let descriptor = wgpu::DeviceDescriptor {

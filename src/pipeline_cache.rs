@@ -23,8 +23,10 @@ impl Gpu {
     /// use wgpu_batchnorm::{Gpu, wgpu};
     ///
     /// let gpu = Gpu::open_with_blocking(wgpu::Features::PIPELINE_CACHE)?;
+    /// // A folder that only this program's user can make and write to, not, as here, one in a place
+    /// // for all.
     /// let folder = std::env::temp_dir().join("a folder of this program's own");
-    /// // SAFETY: nobody but this program writes to the folder.
+    /// // SAFETY: what lies there was saved by the line at the end.
     /// let has_cache = unsafe { gpu.load_pipeline_cache(&folder)? };
     /// // … layers and plans are made and run …
     /// assert_eq!(gpu.save_pipeline_cache(&folder)?, has_cache);
@@ -35,7 +37,7 @@ impl Gpu {
     /// A file in `folder` whose name is that of this adapter's cache must have been written by
     /// [`Gpu::save_pipeline_cache`], and not been changed since. wgpu checks its length, its adapter
     /// and its driver, but the driver may take the code in it on trust. So it should be a folder that
-    /// nobody else can write to.
+    /// nobody else can make or write to.
     ///
     /// # Errors
     /// [`Error::PipelineCache`] if there is a file that cannot be read, [`Error::DeviceLost`],

@@ -34,9 +34,9 @@ pub struct Tuning {
     pub reduction_packs_max: u32,
     /// Packs for each invocation in an element-wise kernel.
     pub map_packs: u32,
-    /// The largest channel, in bytes of one tensor, for which a training pass is one dispatch, where
-    /// a workgroup takes a channel (or some that are neighbours) whole and reads it twice, the second
-    /// time from a cache. 0 for none.
+    /// A training pass is one dispatch where a workgroup, which then takes a channel (or some that
+    /// are neighbours) whole and reads it twice, the second time from a cache, has at most so many
+    /// bytes of a tensor. 0 for never.
     pub whole_bytes: u64,
     /// How many workgroups such a dispatch must have at least, to fill the device.
     pub whole_workgroups: u32,
@@ -66,8 +66,8 @@ impl Tuning {
             reduction_packs_max: 256,
             // Two times four loads under way, against the coefficients' loads before them.
             map_packs: 8,
-            // Four workgroups at once on a multiprocessor have to fit its first cache, of 128 KiB or
-            // more.
+            // Two tensors of four workgroups fit a first cache of 256 KiB; where it is smaller, the
+            // second reading comes from the next.
             whole_bytes: 32 << 10,
             // One for each multiprocessor of a large device: with fewer, parts of it would idle.
             whole_workgroups: 128,

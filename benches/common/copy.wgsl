@@ -1,5 +1,5 @@
-// Copies packs of four words: the least that any operation on a tensor does, and so the measure of
-// how fast it can be.
+// Copies packs of four words, as plainly as can be: what all operations on tensors are measured
+// against.
 //
 // in   source  [packs]
 // out  copied  [packs]

@@ -37,8 +37,8 @@ where
     let residual = residual_values(residual, &x.shape)?;
 
     let operands = Operands {
-        x: &*x.values,
-        dy: &*dy.values,
+        x: &x.values,
+        dy: &dy.values,
         residual: residual.as_ref().map_or(&x.values, |found| &found.values),
     };
     let walk = x.walk(&Valid::ALL);

@@ -51,9 +51,9 @@ where
     let affine = straight(eps, gamma);
     check(&x.shape, &g.shape, statistics, &affine, gradients)?;
     let operands = Operands {
-        x: &*x.values,
-        dy: &*g.values,
-        residual: &*x.values,
+        x: &x.values,
+        dy: &g.values,
+        residual: &x.values,
     };
     let walk = g.walk(&valid);
     g.like(input_gradients(

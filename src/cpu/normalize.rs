@@ -135,7 +135,7 @@ pub fn normalize<T: Element, S: Data<Elem = T>, D: Dimension>(
     let residual = residual_values(residual, &x.shape)?;
 
     let operands = Operands {
-        x: &*x.values,
+        x: &x.values,
         dy: &x.values,
         residual: residual.as_ref().map_or(&x.values, |found| &found.values),
     };

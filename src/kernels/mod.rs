@@ -613,7 +613,7 @@ mod tests {
             let said: BTreeSet<_> = said.into_iter().map(str::to_owned).collect();
             assert_eq!(writes, said, "{}", variant.name());
             let storage = variant.entry.storage_buffers(&variant.choice);
-            let most = if variant.entry.is_whole() { 10 } else { 7 };
+            let most = if variant.entry.is_whole() { 9 } else { 7 };
             assert!(
                 storage <= most,
                 "{} binds {storage} buffers",

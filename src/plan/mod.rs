@@ -341,11 +341,8 @@ impl Plan {
             // Also an empty batch leaves its statistics.
             true if self.shape.is_empty() => self.dispatches(&operands, &choice, &[fixed]),
             true => self.commands(&operands, &choice, &[fixed, normalize]),
-            false => match self.whole(&forward::WHOLE, &choice) {
-                Some(over) => {
-                    let whole = self.forward_step(&forward::WHOLE, over);
-                    self.commands(&operands, &choice, &[whole])
-                }
+            false => match self.whole(&operands, &choice, &forward::WHOLE) {
+                Some(whole) => self.commands(&operands, &choice, &[whole]),
                 None => self.commands(&operands, &choice, &[partial, merge, normalize]),
             },
         }
@@ -419,9 +416,8 @@ impl Plan {
         let mut steps = Vec::new();
         if wants_dx
             && !frozen
-            && let Some(over) = self.whole(&backward::WHOLE, &choice)
+            && let Some(whole) = self.whole(&operands, &choice, &backward::WHOLE)
         {
-            let whole = self.backward_step(&backward::WHOLE, over);
             return self.commands(&operands, &choice, &[whole]);
         }
         if wants_sums {
@@ -611,16 +607,21 @@ impl Plan {
         }
     }
 
-    /// What a kernel runs over that does all of an operation by itself, if it may: where channels
-    /// are small, all positions count and the device binds so many buffers.
-    fn whole(&self, entry: &EntryPoint, choice: &Choice) -> Option<Over<'_>> {
+    /// A kernel that does all of an operation by itself, if it may: where channels are small, all
+    /// positions count, the device binds so many buffers, and no buffer is both read and written,
+    /// which several dispatches may do where one may not.
+    fn whole<'a>(
+        &'a self,
+        operands: &Operands<'_>,
+        choice: &Choice,
+        entry: &'static EntryPoint,
+    ) -> Option<Step<'a>> {
+        let step = self.forward_step(entry, Over::Whole(self.divisions.whole.as_ref()?));
         let limit = self.gpu.limits().max_storage_buffers_per_shader_stage;
-        let may = !choice.some_valid && entry.storage_buffers(choice) <= limit as usize;
-        self.divisions
-            .whole
-            .as_ref()
-            .filter(|_| may)
-            .map(Over::Whole)
+        let may = !choice.some_valid
+            && entry.storage_buffers(choice) <= limit as usize
+            && check_sharing(operands, choice, &[step]).is_ok();
+        may.then_some(step)
     }
 
     /// Fails where training is not defined. How many positions are valid only the GPU knows.
