@@ -42,6 +42,10 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
             Ok(())
         }),
         adapter.trial("what is not wanted takes no dispatch", dispatches),
+        adapter.trial(
+            "one dispatch only where its buffers may be bound so",
+            one_buffer,
+        ),
         adapter.trial("recording twice steps twice", recorded_twice),
         adapter.trial("results repeat bit for bit", repeats),
     ]
@@ -622,6 +626,51 @@ fn dispatches(gpu: &Gpu) -> Outcome {
             let found = Operation::Backward.bind(&plan, &ranges, 1)?.dispatches();
             ensure!(found == expected, "{frozen} {ranges:?}: {found}");
         }
+    }
+    Ok(())
+}
+
+/// One dispatch may not read and write the same buffer; several may, one after the other.
+fn one_buffer(gpu: &Gpu) -> Outcome {
+    let shape = Shape::new(&[4, 3, 5], Layout::ChannelsFirst)?;
+    let options = Options::default().tuning(whole_columns(LaneOrder::SideBySide));
+    let plan = Plan::new(gpu, &shape, DType::F32, &options)?;
+    let buffer = |size| {
+        gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size,
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        })
+    };
+    let tensor = || buffer(shape.bytes(DType::F32));
+    let (x, y, saved) = (tensor(), tensor(), buffer(plan.saved_bytes()));
+    let step = u64::from(gpu.limits().min_storage_buffer_offset_alignment);
+    let (parameters, others) = (buffer(4 * step), buffer(4 * step));
+    for (running, expected) in [(&others, 1), (&parameters, 3)] {
+        let vector = |buffer: &wgpu::Buffer, index| {
+            let start = index * step;
+            (buffer.clone(), start..start + 12)
+        };
+        let vectors = [
+            vector(&parameters, 0),
+            vector(&parameters, 1),
+            vector(running, 2),
+            vector(running, 3),
+        ];
+        let [gamma, beta, mean, var] = vectors
+            .each_ref()
+            .map(|(buffer, range)| buffer.slice(range.clone()));
+        let forward = plan.bind_forward(
+            &ForwardBuffers::new(x.slice(..), y.slice(..))
+                .gamma(gamma)
+                .beta(beta)
+                .running_mean(mean)
+                .running_var(var)
+                .saved(saved.slice(..)),
+        )?;
+        let found = forward.dispatches();
+        ensure!(found == expected, "{found} dispatches, not {expected}");
     }
     Ok(())
 }
