@@ -35,6 +35,7 @@ SHAPES = [(32, 64, 56, 56), (32, 256, 14, 14), (32, 2048, 7, 7), (8, 64, 112, 11
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
 OPERATIONS = ["forward", "inference", "backward"]
 EPS = 1e-5
+WARM_UP = 3
 
 
 class PyTorch:
@@ -161,14 +162,11 @@ def measure(binary, shape, layout):
 
 
 def turns(ours, theirs, operation):
-    """Median seconds of both."""
-    sides = [ours, theirs]
-    for side in sides:
-        side.time(operation, 5)
+    """Median seconds of both. What a turn begins with finds the other's values in the caches."""
     times = [[], []]
     for _ in range(ARGUMENTS.rounds):
-        for side, found in zip(sides, times):
-            found += side.time(operation, ARGUMENTS.repetitions)
+        for side, found in zip([ours, theirs], times):
+            found += side.time(operation, WARM_UP + ARGUMENTS.repetitions)[WARM_UP:]
     return [statistics.median(found) for found in times]
 
 
@@ -212,8 +210,8 @@ def arguments():
         default=torch.float32,
         help="float32, float16 or bfloat16",
     )
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--repetitions", type=int, default=7, help="of each side in a round")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--repetitions", type=int, default=20, help="of each side in a round")
     return parser.parse_args()
 
 

@@ -37,8 +37,8 @@ where
     let residual = residual_values(residual, &x.shape)?;
 
     let operands = Operands {
-        x: &*x.values,
-        dy: &*dy.values,
+        x: &x.values,
+        dy: &dy.values,
         residual: residual.as_ref().map_or(&x.values, |found| &found.values),
     };
     let walk = x.walk(&Valid::ALL);
@@ -71,16 +71,15 @@ struct Gradient<const ADD: bool, B>(B);
 
 impl<const ADD: bool, B: Bend, X: Element, T: Element> Formula<X, T, 3> for Gradient<ADD, B> {
     #[inline(always)]
-    fn apply<P: PerChannel>(
+    fn values<P: PerChannel, const L: usize>(
         self,
         operands: Operands<'_, X, T>,
         _: bool,
         [mean, scale, beta]: [P; 3],
-        out: &mut [T],
+        out: &mut [T; L],
     ) {
-        let count = out.len();
-        let Operands { x, dy, residual } = operands.at(0..count);
-        let [mean, scale, beta] = [mean, scale, beta].map(|numbers| numbers.first(count));
+        let Operands { x, dy, residual } = operands.at(0..L);
+        let [mean, scale, beta] = [mean, scale, beta].map(|numbers| numbers.part(0..L));
         for (index, g) in out.iter_mut().enumerate() {
             let numbers = [mean.at(index), scale.at(index), beta.at(index)];
             let residual = if ADD { residual[index].to_f64() } else { 0.0 };

@@ -73,8 +73,8 @@ where
 
     let walk = &x.walk(&valid);
     let operands = Operands {
-        x: &*x.values,
-        dy: &*dy.values,
+        x: &x.values,
+        dy: &dy.values,
         residual: residual.as_ref().map_or(&x.values, |found| &found.values),
     };
     let added = residual.is_some();

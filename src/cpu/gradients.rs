@@ -63,9 +63,9 @@ where
     let valid = Valid::new(valid, &x.shape)?;
 
     let operands = Operands {
-        x: &*x.values,
-        dy: &*g.values,
-        residual: &*x.values,
+        x: &x.values,
+        dy: &g.values,
+        residual: &x.values,
     };
     let straight = Affine {
         eps,

@@ -51,9 +51,9 @@ where
     let affine = straight(eps, gamma);
     check(&x.shape, &g.shape, statistics, &affine, gradients)?;
     let operands = Operands {
-        x: &*x.values,
-        dy: &*g.values,
-        residual: &*x.values,
+        x: &x.values,
+        dy: &g.values,
+        residual: &x.values,
     };
     let walk = g.walk(&valid);
     g.like(input_gradients(
@@ -167,16 +167,15 @@ impl<const ADD: bool, B: Bend> InputGradient<ADD, B> {
 
 impl<const ADD: bool, B: Bend, X: Element, T: Element> Formula<X, T, 5> for InputGradient<ADD, B> {
     #[inline(always)]
-    fn apply<P: PerChannel>(
+    fn values<P: PerChannel, const L: usize>(
         self,
         operands: Operands<'_, X, T>,
         valid: bool,
         numbers: [P; 5],
-        out: &mut [T],
+        out: &mut [T; L],
     ) {
-        let count = out.len();
-        let Operands { x, dy, residual } = operands.at(0..count);
-        let [mean, scale, beta, offset, slope] = numbers.map(|numbers| numbers.first(count));
+        let Operands { x, dy, residual } = operands.at(0..L);
+        let [mean, scale, beta, offset, slope] = numbers.map(|numbers| numbers.part(0..L));
         let g = |index: usize, x: f64| {
             let numbers = [mean.at(index), scale.at(index), beta.at(index)];
             let residual = if ADD { residual[index].to_f64() } else { 0.0 };

@@ -2,7 +2,7 @@
 
 use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
-use super::walk::filled;
+use super::walk::{Source, filled};
 use super::{Affine, Element, ParameterGradients, Statistics, Valid, Values};
 use super::{backward, moments, normalize, update_running};
 use crate::layer::check_channels;
@@ -293,23 +293,22 @@ fn kept<T: Stored, S: Data<Elem = T>, D: Dimension>(
     layout: Layout,
 ) -> Result<ArrayD<f32>, Error> {
     let array = Values::new(array, layout)?;
-    array.like(filled(array.values.len(), |start, out| {
-        let values = &array.values[start..start + out.len()];
-        pulp::Arch::new().dispatch(Converted { values, out });
-    }))
+    array.like(filled(array.values.len(), &Converted(&array.values)))
 }
 
-struct Converted<'a, T> {
-    values: &'a [T],
-    out: &'a mut [f32],
-}
+/// The same values in f32.
+struct Converted<'a, T>(&'a [T]);
 
-impl<T: Stored> pulp::NullaryFnOnce for Converted<'_, T> {
-    type Output = ();
+impl<T: Stored> Source for Converted<'_, T> {
+    type Value = f32;
+    type Place = ();
 
     #[inline(always)]
-    fn call(self) {
-        for (out, value) in self.out.iter_mut().zip(self.values) {
+    fn place(&self, _: usize) {}
+
+    #[inline(always)]
+    fn fill(&self, (): &mut (), index: usize, out: &mut [f32]) {
+        for (out, value) in out.iter_mut().zip(&self.0[index..]) {
             *out = value.to_f64() as f32;
         }
     }

@@ -97,16 +97,15 @@ struct Normalized<const ADD: bool, B>(B);
 
 impl<const ADD: bool, B: Bend, T: Element> Formula<T, T, 3> for Normalized<ADD, B> {
     #[inline(always)]
-    fn apply<P: PerChannel>(
+    fn values<P: PerChannel, const L: usize>(
         self,
         operands: Operands<'_, T, T>,
         _: bool,
         [mean, scale, beta]: [P; 3],
-        out: &mut [T],
+        out: &mut [T; L],
     ) {
-        let count = out.len();
-        let Operands { x, residual, .. } = operands.at(0..count);
-        let [mean, scale, beta] = [mean, scale, beta].map(|numbers| numbers.first(count));
+        let Operands { x, residual, .. } = operands.at(0..L);
+        let [mean, scale, beta] = [mean, scale, beta].map(|numbers| numbers.part(0..L));
         for (index, y) in out.iter_mut().enumerate() {
             let numbers = [mean.at(index), scale.at(index), beta.at(index)];
             let residual = if ADD { residual[index].to_f64() } else { 0.0 };
@@ -136,7 +135,7 @@ pub fn normalize<T: Element, S: Data<Elem = T>, D: Dimension>(
     let residual = residual_values(residual, &x.shape)?;
 
     let operands = Operands {
-        x: &*x.values,
+        x: &x.values,
         dy: &x.values,
         residual: residual.as_ref().map_or(&x.values, |found| &found.values),
     };

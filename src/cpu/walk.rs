@@ -11,15 +11,26 @@
 //! all that runs in [`pulp::Arch::dispatch`] must be inlined, hence the attributes.
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::ops::Range;
 
+use rayon::iter::plumbing::{
+    Consumer, Folder, Producer, ProducerCallback, UnindexedConsumer, bridge,
+};
 use rayon::prelude::*;
 
 use super::Element;
 use crate::View;
 
-/// Values of an output that are computed at a time.
-const CHUNK: usize = 1024;
+/// Values of an output that rayon is given at a time.
+const ITEM: usize = 16;
+/// Values of an output that are computed at a time: about as many as a core's queue of stores holds,
+/// so that they are on their way to memory while the next are computed.
+const BATCH: usize = 32 * ITEM;
+/// Values of an output that are computed together: several of the processor's vectors.
+const GROUP: usize = 8;
+/// Values that are written over at a time.
+const CHUNK: usize = 16 * BATCH;
 /// Values that are summed at a time, at most: they stay in a core's cache for a second pass.
 const BLOCK: usize = 1 << 16;
 /// Values of neighbouring runs that are summed side by side, so that memory is read in order.
@@ -29,7 +40,7 @@ const SHORT: usize = 16;
 /// Columns of a row: narrower ones are joined, wider ones are summed in parts.
 const COLUMNS: Range<usize> = 256..1024;
 /// Accumulators of a sum over a run.
-pub(super) const LANES: usize = 16;
+pub(super) const LANES: usize = 8;
 /// Smaller tensors are left to one thread: waking others takes longer.
 const SMALL: usize = 1 << 15;
 
@@ -47,8 +58,7 @@ pub(super) struct Walk<'a> {
 
 /// Neighbouring values: of one run, or of one row.
 struct Segment {
-    /// Their flat indices.
-    range: Range<usize>,
+    count: usize,
     /// The channel of the run, or the first column.
     first: usize,
     /// Whether they count.
@@ -72,15 +82,15 @@ pub(super) struct Block {
 
 /// A number for each channel, in a loop over values: of a run, which all have the same, or of a row.
 pub(super) trait PerChannel: Copy {
-    /// That of the first few values.
-    fn first(self, count: usize) -> Self;
+    /// Those of some of the values.
+    fn part(self, range: Range<usize>) -> Self;
     /// That of a value.
     fn at(self, index: usize) -> f64;
 }
 
 impl PerChannel for f64 {
     #[inline(always)]
-    fn first(self, _: usize) -> Self {
+    fn part(self, _: Range<usize>) -> Self {
         self
     }
 
@@ -92,8 +102,8 @@ impl PerChannel for f64 {
 
 impl PerChannel for &[f64] {
     #[inline(always)]
-    fn first(self, count: usize) -> Self {
-        &self[..count]
+    fn part(self, range: Range<usize>) -> Self {
+        &self[range]
     }
 
     #[inline(always)]
@@ -114,6 +124,11 @@ impl<const K: usize> Table<K> {
             }
         }
         Self(columns)
+    }
+
+    #[inline(always)]
+    fn at(&self, index: usize) -> [f64; K] {
+        self.0.each_ref().map(|column| column[index])
     }
 
     #[inline(always)]
@@ -145,14 +160,47 @@ impl<X, T> Operands<'_, X, T> {
 
 /// What is computed of each value alone, with K numbers for each channel.
 pub(super) trait Formula<X, T, const K: usize>: Copy + Sync {
-    /// Computes it for neighbouring values, which count or do not.
+    /// Computes it for some neighbouring values, which count or do not.
+    fn values<P: PerChannel, const L: usize>(
+        self,
+        operands: Operands<'_, X, T>,
+        valid: bool,
+        numbers: [P; K],
+        out: &mut [T; L],
+    );
+
+    /// Computes it for neighbouring values, in groups of a size that the compiler knows. The last
+    /// may have values in common with the one before.
+    #[inline(always)]
     fn apply<P: PerChannel>(
         self,
         operands: Operands<'_, X, T>,
         valid: bool,
         numbers: [P; K],
         out: &mut [T],
-    );
+    ) {
+        let count = out.len();
+        let mut done = 0;
+        while done < count {
+            if count < GROUP {
+                let numbers = numbers.map(|numbers| numbers.part(done..done + 1));
+                let (operands, out) = (operands.at(done..done + 1), &mut out[done..done + 1]);
+                if let Some(out) = out.first_chunk_mut::<1>() {
+                    self.values(operands, valid, numbers, out);
+                }
+                done += 1;
+            } else {
+                let first = done.min(count - GROUP);
+                let group = first..first + GROUP;
+                let numbers = numbers.map(|numbers| numbers.part(group.clone()));
+                let operands = operands.at(group.clone());
+                if let Some(out) = out[group].first_chunk_mut::<GROUP>() {
+                    self.values(operands, valid, numbers, out);
+                }
+                done = first + GROUP;
+            }
+        }
+    }
 }
 
 /// What is summed: A terms of each value, with K numbers for each channel.
@@ -216,20 +264,18 @@ impl<'a> Walk<'a> {
         )
     }
 
-    /// Some values of the tensor in segments.
+    /// The segments from a flat index on.
     #[inline(always)]
-    fn segments(&self, range: Range<usize>) -> Segments<'_> {
-        let View { channels, .. } = self.view;
+    fn segments(&self, index: usize) -> Segments<'_> {
         // An empty tensor has no runs.
-        let number = range.start / self.unit.max(1);
+        let number = index / self.unit.max(1);
         let (outer, channel) = match self.rows {
             true => (number, 0),
-            false => (number / channels, number % channels),
+            false => (number / self.view.channels, number % self.view.channels),
         };
         Segments {
             walk: self,
-            offset: range.start - number * self.unit,
-            range,
+            offset: index - number * self.unit,
             outer,
             channel,
         }
@@ -247,45 +293,61 @@ impl<'a> Walk<'a> {
         (others.unwrap_or(flags.len()), valid)
     }
 
-    /// The parts in which the tensor is summed, in the order in which they are added.
+    /// The parts in which the tensor is summed, in the order in which they are added: the first in
+    /// memory last, so that the pass over memory that comes next finds them in the caches.
     fn blocks(&self) -> Vec<Block> {
-        let View {
-            outer,
-            channels,
-            inner,
-        } = self.view;
         let mut blocks = Vec::new();
         if self.len() == 0 {
             return blocks;
         }
         if self.rows {
-            let row = channels * inner;
-            let joined = self.unit / row;
-            // Wide rows in parts, of whole channels.
-            let width = (COLUMNS.end / inner).max(1);
-            for part in even(0..channels, width) {
-                let run = match joined {
-                    1 => part.len() * inner,
-                    _ => self.unit,
-                };
-                let block = |rows: Range<usize>, run: usize| Block {
-                    channels: part.clone(),
-                    start: rows.start * row + part.start * inner,
-                    step: run.max(row),
-                    steps: rows.len() * row / run.max(row),
-                    run,
-                    position: rows.start,
-                };
-                let whole = outer / joined;
-                for rows in even(0..whole, (BLOCK / run).max(1)) {
-                    blocks.push(block(rows.start * joined..rows.end * joined, run));
-                }
-                if whole * joined < outer {
-                    blocks.push(block(whole * joined..outer, row));
-                }
-            }
-            return blocks;
+            self.row_blocks(&mut blocks);
+        } else {
+            self.run_blocks(&mut blocks);
         }
+        blocks.sort_by_key(|block| Reverse(block.start));
+        blocks
+    }
+
+    fn row_blocks(&self, blocks: &mut Vec<Block>) {
+        let View {
+            outer,
+            channels,
+            inner,
+        } = self.view;
+        let row = channels * inner;
+        let joined = self.unit / row;
+        // Wide rows in parts, of whole channels.
+        let width = (COLUMNS.end / inner).max(1);
+        for part in even(0..channels, width) {
+            let run = match joined {
+                1 => part.len() * inner,
+                _ => self.unit,
+            };
+            let block = |rows: Range<usize>, run: usize| Block {
+                channels: part.clone(),
+                start: rows.start * row + part.start * inner,
+                step: run.max(row),
+                steps: rows.len() * row / run.max(row),
+                run,
+                position: rows.start,
+            };
+            let whole = outer / joined;
+            for rows in even(0..whole, (BLOCK / run).max(1)) {
+                blocks.push(block(rows.start * joined..rows.end * joined, run));
+            }
+            if whole * joined < outer {
+                blocks.push(block(whole * joined..outer, row));
+            }
+        }
+    }
+
+    fn run_blocks(&self, blocks: &mut Vec<Block>) {
+        let View {
+            outer,
+            channels,
+            inner,
+        } = self.view;
         for part in even(0..channels, (NEIGHBOURS / inner).max(1)) {
             for run in even(0..inner, BLOCK) {
                 for outers in even(0..outer, (BLOCK / (part.len() * run.len())).max(1)) {
@@ -300,7 +362,6 @@ impl<'a> Walk<'a> {
                 }
             }
         }
-        blocks
     }
 
     /// How many values of each channel a block has that count.
@@ -388,18 +449,14 @@ impl<'a> Walk<'a> {
         operands: Operands<'_, X, T>,
         table: Table<K>,
     ) -> Vec<T> {
-        let table = &self.spread(table);
-        filled(self.len(), |start, out| {
-            let operands = operands.at(start..start + out.len());
-            pulp::Arch::new().dispatch(Chunk {
-                walk: self,
-                formula,
-                operands,
-                table,
-                start,
-                out,
-            });
-        })
+        let (walk, table) = (self, &self.spread(table));
+        let source = Mapped {
+            walk,
+            formula,
+            operands,
+            table,
+        };
+        filled(self.len(), &source)
     }
 
     /// The formula's values, written over the one tensor that is not given for itself.
@@ -412,24 +469,19 @@ impl<'a> Walk<'a> {
         table: Table<K>,
     ) {
         let table = &self.spread(table);
+        let arch = pulp::Arch::new();
         let change = |(number, values): (usize, &mut [T])| {
-            let mut out = [T::from_f64(0.0); CHUNK];
-            let out = &mut out[..values.len()];
             let start = number * CHUNK;
-            let all = start..start + values.len();
-            pulp::Arch::new().dispatch(Chunk {
+            let others = start..start + values.len();
+            arch.dispatch(Changed {
                 walk: self,
                 formula,
-                operands: Operands {
-                    x: x.map_or(values, |x| &x[all.clone()]),
-                    dy: values,
-                    residual: residual.map_or(values, |residual| &residual[all]),
-                },
+                x: x.map(|x| &x[others.clone()]),
+                residual: residual.map(|residual| &residual[others]),
                 table,
                 start,
-                out,
+                values,
             });
-            values.copy_from_slice(out);
         };
         match values.len() < SMALL {
             true => values.chunks_mut(CHUNK).enumerate().for_each(change),
@@ -438,30 +490,145 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// A new vector, of which `fill` is given the first index and the place of some values at a time.
-/// No value is written twice to memory.
-pub(super) fn filled<T: Element>(len: usize, fill: impl Fn(usize, &mut [T]) + Sync) -> Vec<T> {
-    let chunk = |number: usize| {
-        let mut out = [T::from_f64(0.0); CHUNK];
-        fill(number * CHUNK, &mut out);
-        out
-    };
-    let whole = len / CHUNK;
+/// What the values of a new vector are.
+pub(super) trait Source: Sync {
+    type Value: Element;
+    /// What it takes to go on from a value to the next.
+    type Place;
+
+    /// The place of the value with an index.
+    fn place(&self, index: usize) -> Self::Place;
+
+    /// Fills in the next values, of which the first has an index.
+    fn fill(&self, place: &mut Self::Place, index: usize, out: &mut [Self::Value]);
+}
+
+/// A new vector, whose memory is written once.
+pub(super) fn filled<S: Source>(len: usize, source: &S) -> Vec<S::Value> {
+    let whole = len / ITEM;
     // The last one is not whole.
-    let mut chunks = Vec::with_capacity(whole + 1);
+    let mut items = Vec::with_capacity(whole + 1);
+    let all = Items {
+        source,
+        range: 0..whole,
+    };
     match len < SMALL {
-        true => chunks.extend((0..whole).map(chunk)),
-        false => (0..whole)
-            .into_par_iter()
-            .map(chunk)
-            .collect_into_vec(&mut chunks),
+        true => items = Producer::fold_with(all, InVec(items)).complete(),
+        false => all.collect_into_vec(&mut items),
     }
-    let mut values = chunks.into_flattened();
-    let mut rest = [T::from_f64(0.0); CHUNK];
-    let rest = &mut rest[..len % CHUNK];
-    fill(whole * CHUNK, rest);
+    let mut values = items.into_flattened();
+    let mut rest = [S::Value::from_f64(0.0); ITEM];
+    let rest = &mut rest[..len % ITEM];
+    source.fill(&mut source.place(whole * ITEM), whole * ITEM, rest);
     values.extend_from_slice(rest);
     values
+}
+
+/// Some items of a new vector, by their numbers. rayon's own iterators would take each from a
+/// function, and that from code for any processor; this one is a loop for the processor at hand.
+struct Items<'a, S> {
+    source: &'a S,
+    range: Range<usize>,
+}
+
+impl<S: Source> ParallelIterator for Items<'_, S> {
+    type Item = [S::Value; ITEM];
+
+    fn drive_unindexed<C: UnindexedConsumer<Self::Item>>(self, consumer: C) -> C::Result {
+        bridge(self, consumer)
+    }
+
+    fn opt_len(&self) -> Option<usize> {
+        Some(self.range.len())
+    }
+}
+
+impl<S: Source> IndexedParallelIterator for Items<'_, S> {
+    fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    fn drive<C: Consumer<Self::Item>>(self, consumer: C) -> C::Result {
+        bridge(self, consumer)
+    }
+
+    fn with_producer<C: ProducerCallback<Self::Item>>(self, callback: C) -> C::Output {
+        callback.callback(self)
+    }
+}
+
+impl<'a, S: Source> Producer for Items<'a, S> {
+    type Item = [S::Value; ITEM];
+    type IntoIter = std::vec::IntoIter<Self::Item>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Producer::fold_with(self, InVec(Vec::new()))
+            .complete()
+            .into_iter()
+    }
+
+    fn split_at(self, index: usize) -> (Self, Self) {
+        let source = self.source;
+        let middle = self.range.start + index;
+        let [head, tail] = [self.range.start..middle, middle..self.range.end];
+        let part = |range| Self { source, range };
+        (part(head), part(tail))
+    }
+
+    fn fold_with<F: Folder<Self::Item>>(self, folder: F) -> F {
+        let items = self;
+        pulp::Arch::new().dispatch(Folded { items, folder })
+    }
+}
+
+/// Where there is one thread, its items.
+struct InVec<T>(Vec<T>);
+
+impl<T> Folder<T> for InVec<T> {
+    type Result = Vec<T>;
+
+    #[inline(always)]
+    fn consume(mut self, item: T) -> Self {
+        self.0.push(item);
+        self
+    }
+
+    fn complete(self) -> Vec<T> {
+        self.0
+    }
+
+    fn full(&self) -> bool {
+        false
+    }
+}
+
+/// Items, given one after the other to what takes them.
+struct Folded<'a, S, F> {
+    items: Items<'a, S>,
+    folder: F,
+}
+
+impl<S: Source, F: Folder<[S::Value; ITEM]>> pulp::NullaryFnOnce for Folded<'_, S, F> {
+    type Output = F;
+
+    #[inline(always)]
+    fn call(self) -> F {
+        let Items { source, range } = self.items;
+        let (mut folder, end) = (self.folder, range.end * ITEM);
+        let mut index = range.start * ITEM;
+        let mut place = source.place(index);
+        let mut batch = [S::Value::from_f64(0.0); BATCH];
+        while index < end && !folder.full() {
+            let batch = &mut batch[..BATCH.min(end - index)];
+            source.fill(&mut place, index, batch);
+            index += batch.len();
+            let (items, _) = batch.as_chunks::<ITEM>();
+            for item in items {
+                folder = folder.consume(*item);
+            }
+        }
+        folder
+    }
 }
 
 /// A range in parts of nearly the same size, no larger than `most`.
@@ -503,10 +670,9 @@ fn gather(columns: Vec<f64>, inner: usize, channels: usize) -> Vec<f64> {
     sums
 }
 
-struct Segments<'a> {
+/// The segments from a place on.
+pub(super) struct Segments<'a> {
     walk: &'a Walk<'a>,
-    /// What is left.
-    range: Range<usize>,
     outer: usize,
     /// 0 for rows.
     channel: usize,
@@ -514,18 +680,14 @@ struct Segments<'a> {
     offset: usize,
 }
 
-impl Iterator for Segments<'_> {
-    type Item = Segment;
-
+impl Segments<'_> {
+    /// The next one, of at most so many values.
     #[inline(always)]
-    fn next(&mut self) -> Option<Segment> {
-        if self.range.is_empty() {
-            return None;
-        }
+    fn next(&mut self, most: usize) -> Segment {
         let Walk {
             view, rows, unit, ..
         } = *self.walk;
-        let mut count = self.range.len().min(unit - self.offset);
+        let mut count = most.min(unit - self.offset);
         let first = if rows { self.offset } else { self.channel };
         let valid = if rows {
             self.walk.valid.is_none_or(|flags| flags[self.outer])
@@ -535,8 +697,6 @@ impl Iterator for Segments<'_> {
             count = alike;
             valid
         };
-        let start = self.range.start;
-        self.range.start += count;
         self.offset += count;
         if self.offset == unit {
             self.offset = 0;
@@ -546,52 +706,109 @@ impl Iterator for Segments<'_> {
                 self.outer += 1;
             }
         }
-        Some(Segment {
-            range: start..start + count,
+        Segment {
+            count,
             first,
             valid,
-        })
+        }
     }
 }
 
-/// A formula for some values.
-struct Chunk<'a, F, X, T, const K: usize> {
+/// A formula's values.
+struct Mapped<'a, F, X, T, const K: usize> {
     walk: &'a Walk<'a>,
     formula: F,
-    /// Of these values alone.
     operands: Operands<'a, X, T>,
     /// For each channel, or for each column.
     table: &'a Table<K>,
-    /// The flat index of the first value.
-    start: usize,
-    out: &'a mut [T],
 }
 
-impl<F: Formula<X, T, K>, X: Element, T: Element, const K: usize> pulp::NullaryFnOnce
-    for Chunk<'_, F, X, T, K>
+impl<'a, F: Formula<X, T, K>, X: Element, T: Element, const K: usize> Source
+    for Mapped<'a, F, X, T, K>
 {
+    type Value = T;
+    type Place = Segments<'a>;
+
+    #[inline(always)]
+    fn place(&self, index: usize) -> Segments<'a> {
+        self.walk.segments(index)
+    }
+
+    #[inline(always)]
+    fn fill(&self, place: &mut Segments<'a>, index: usize, out: &mut [T]) {
+        let operands = self.operands.at(index..index + out.len());
+        apply(
+            self.walk.rows,
+            self.formula,
+            operands,
+            self.table,
+            place,
+            out,
+        );
+    }
+}
+
+/// A formula's values for operands that are the next of a walk.
+#[inline(always)]
+fn apply<F: Formula<X, T, K>, X: Element, T: Element, const K: usize>(
+    rows: bool,
+    formula: F,
+    operands: Operands<'_, X, T>,
+    table: &Table<K>,
+    segments: &mut Segments<'_>,
+    out: &mut [T],
+) {
+    let mut done = 0;
+    while done < out.len() {
+        let Segment {
+            count,
+            first,
+            valid,
+        } = segments.next(out.len() - done);
+        let operands = operands.at(done..done + count);
+        let out = &mut out[done..done + count];
+        if rows {
+            let numbers = table.slices(first..first + count);
+            formula.apply(operands, valid, numbers, out);
+        } else {
+            formula.apply(operands, valid, table.at(first), out);
+        }
+        done += count;
+    }
+}
+
+/// A formula's values, to be written over one of its operands.
+struct Changed<'a, F, T, const K: usize> {
+    walk: &'a Walk<'a>,
+    formula: F,
+    x: Option<&'a [T]>,
+    residual: Option<&'a [T]>,
+    table: &'a Table<K>,
+    /// The flat index of the first value.
+    start: usize,
+    values: &'a mut [T],
+}
+
+impl<F: Formula<T, T, K>, T: Element, const K: usize> pulp::NullaryFnOnce for Changed<'_, F, T, K> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        let end = self.start + self.out.len();
-        for segment in self.walk.segments(self.start..end) {
-            let Segment {
-                range,
-                first,
-                valid,
-            } = segment;
-            let count = range.len();
-            let range = range.start - self.start..range.end - self.start;
-            let operands = self.operands.at(range.clone());
-            let out = &mut self.out[range];
-            if self.walk.rows {
-                let numbers = self.table.slices(first..first + count);
-                self.formula.apply(operands, valid, numbers, out);
-            } else {
-                let numbers = self.table.0.each_ref().map(|column| column[first]);
-                self.formula.apply(operands, valid, numbers, out);
-            }
+        let mut place = self.walk.segments(self.start);
+        let mut batch = [T::from_f64(0.0); BATCH];
+        for (number, values) in self.values.chunks_mut(BATCH).enumerate() {
+            let others = number * BATCH..number * BATCH + values.len();
+            let operands = Operands {
+                x: self.x.map_or(&*values, |x| &x[others.clone()]),
+                dy: &*values,
+                residual: self
+                    .residual
+                    .map_or(&*values, |residual| &residual[others.clone()]),
+            };
+            let (rows, formula) = (self.walk.rows, self.formula);
+            let batch = &mut batch[..values.len()];
+            apply(rows, formula, operands, self.table, &mut place, batch);
+            values.copy_from_slice(batch);
         }
     }
 }
