@@ -190,8 +190,7 @@ struct Part {
     sum: Vec<f64>,
     /// 0 without values.
     mean: Vec<f64>,
-    /// `Σ(x − mean)²`, by the part's own mean: taken about the batch's, which lies a pass over
-    /// memory ahead, it would need another.
+    /// `Σ(x − mean)²`, about the part's own mean: that of the batch is not known yet.
     m2: Vec<f64>,
 }
 

@@ -1,6 +1,7 @@
 //! How the work on a tensor is divided among cores and vectors.
 //!
-//! Element by element there is one loop, [`map`]; over many elements there is another, [`sums`].
+//! Element by element there is one loop, that of [`Walk::map`]; over many elements there is another,
+//! that of [`Walk::sums`].
 //! Both go through the tensor in the order of memory, by *runs* of values that have their channel in
 //! common, or, where these are short, by *rows* whose values have a channel each.
 //!
