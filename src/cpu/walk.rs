@@ -237,7 +237,8 @@ impl<'a> Walk<'a> {
         if rows {
             unit *= view.channels;
             if valid.is_none() && unit > 0 {
-                unit *= (COLUMNS.start / unit).clamp(1, view.outer.max(1));
+                let joined = (COLUMNS.start / unit).clamp(1, view.outer.max(1));
+                unit *= 1 << joined.ilog2();
             }
         }
         Self {
@@ -320,7 +321,7 @@ impl<'a> Walk<'a> {
         let joined = self.unit / row;
         // Wide rows in parts, of whole channels.
         let width = (COLUMNS.end / inner).max(1);
-        for part in even(0..channels, width) {
+        for part in parts(0..channels, width) {
             let run = match joined {
                 1 => part.len() * inner,
                 _ => self.unit,
@@ -334,7 +335,7 @@ impl<'a> Walk<'a> {
                 position: rows.start,
             };
             let whole = outer / joined;
-            for rows in even(0..whole, (BLOCK / run).max(1)) {
+            for rows in parts(0..whole, (BLOCK / run).max(1)) {
                 blocks.push(block(rows.start * joined..rows.end * joined, run));
             }
             if whole * joined < outer {
@@ -349,9 +350,9 @@ impl<'a> Walk<'a> {
             channels,
             inner,
         } = self.view;
-        for part in even(0..channels, (NEIGHBOURS / inner).max(1)) {
-            for run in even(0..inner, BLOCK) {
-                for outers in even(0..outer, (BLOCK / (part.len() * run.len())).max(1)) {
+        for part in parts(0..channels, (NEIGHBOURS / inner).max(1)) {
+            for run in parts(0..inner, BLOCK) {
+                for outers in parts(0..outer, (BLOCK / (part.len() * run.len())).max(1)) {
                     blocks.push(Block {
                         channels: part.clone(),
                         start: (outers.start * channels + part.start) * inner + run.start,
@@ -632,11 +633,14 @@ impl<S: Source, F: Folder<[S::Value; ITEM]>> pulp::NullaryFnOnce for Folded<'_, 
     }
 }
 
-/// A range in parts of nearly the same size, no larger than `most`.
-fn even(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
-    let (start, len) = (range.start, range.len());
-    let parts = len.div_ceil(most);
-    (0..parts).map(move |part| start + part * len / parts..start + (part + 1) * len / parts)
+/// A range in parts of a power of two each, no larger than `most`, and what is left. Where all sizes
+/// are powers of two, and the sums are exact, so are the means of all parts.
+fn parts(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let size = 1 << most.ilog2();
+    let end = range.end;
+    range
+        .step_by(size)
+        .map(move |start| start..end.min(start + size))
 }
 
 /// The numbers of channels as those of columns.
