@@ -11,11 +11,9 @@ mod common;
 
 use std::error::Error;
 
+use common::operations::{Buffers, Operation};
 use common::{Copy, Meter};
-use wgpu_batchnorm::{
-    BackwardBuffers, Commands, DType, ForwardBuffers, LaneOrder, Layout, Options, Plan, Shape,
-    Tuning, wgpu,
-};
+use wgpu_batchnorm::{DType, LaneOrder, Layout, Options, Plan, Shape, Tuning};
 
 /// Every choice is timed so often, in turn with the others.
 const ROUNDS: usize = 9;
@@ -39,23 +37,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{}; {}", meter.gpu.name(), meter.clock());
     println!("{:?} {layout:?} {dtype:?}\n", shape.dims());
 
-    // Any bits that are numbers in every type: evenly spread in 1 … 2.
-    let bytes = shape.bytes(dtype).next_multiple_of(16);
-    let words: Vec<u32> = (0..(bytes / 4) as u32)
-        .map(|index| 0x3f80_3f80 | index.wrapping_mul(0x9e37_79b9) >> 9)
-        .collect();
-    let filled = || meter.buffer_of(bytemuck::cast_slice(&words));
-    let (x, dy, y) = (filled(), filled(), meter.buffer(bytes));
-    let copy = Copy::new(&meter, &x, &y);
+    let plan = |tuning| {
+        let options = Options::default().tuning(tuning);
+        Plan::new(&meter.gpu, &shape, dtype, &options)
+    };
+    let chosen = Tuning::for_device(meter.gpu.info().device_type);
+    let buffers = Buffers::new(&meter.gpu, &plan(chosen.clone())?)?;
+    let copy = Copy::new(&meter, buffers.x().buffer(), buffers.result().buffer());
     let mut choices = Vec::new();
-    for (name, tuning) in tunings(Tuning::for_device(meter.gpu.info().device_type)) {
-        let plan = Plan::new(
-            &meter.gpu,
-            &shape,
-            dtype,
-            &Options::default().tuning(tuning),
-        )?;
-        choices.push((name, bound(&meter, &plan, [&x, &dy, &y])?));
+    for (name, tuning) in tunings(chosen) {
+        let plan = plan(tuning)?;
+        let mut commands = Vec::new();
+        for operation in Operation::ALL {
+            commands.push(buffers.bind(&plan, operation)?);
+        }
+        choices.push((name, commands));
     }
     let mut copies = Vec::new();
     let mut times = vec![[const { Vec::new() }; 3]; choices.len()];
@@ -77,7 +73,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("| copy shader | {copied:.3} | | | 1 |");
     for ((name, commands), times) in choices.iter().zip(&mut times) {
         let [inference, forward, backward] = times.each_mut().map(milliseconds);
-        let dispatches = commands.each_ref().map(|one| one.dispatches().to_string());
+        let dispatches = commands.iter().map(|one| one.dispatches().to_string());
+        let dispatches: Vec<_> = dispatches.collect();
         let dispatches = dispatches.join(", ");
         println!("| {name} | {inference:.3} | {forward:.3} | {backward:.3} | {dispatches} |");
     }
@@ -143,32 +140,4 @@ fn tunings(chosen: Tuning) -> Vec<(String, Tuning)> {
         });
     }
     tunings
-}
-
-/// Inference, forward and backward from x and dy to y.
-fn bound(
-    meter: &Meter,
-    plan: &Plan,
-    [x, dy, y]: [&wgpu::Buffer; 3],
-) -> Result<[Commands; 3], Box<dyn Error>> {
-    let bytes = plan.shape().bytes(plan.dtype());
-    let [x, dy, y] = [x, dy, y].map(|buffer| buffer.slice(..bytes));
-    let vector = || meter.buffer(4 * plan.shape().channels() as u64);
-    let [gamma, beta, mean, var, dgamma, dbeta] = [(); 6].map(|()| vector());
-    let saved = meter.buffer(plan.saved_bytes());
-    let forward = ForwardBuffers::new(x, y)
-        .gamma(gamma.slice(..))
-        .beta(beta.slice(..))
-        .running_mean(mean.slice(..))
-        .running_var(var.slice(..));
-    let backward = BackwardBuffers::new(x, dy, saved.slice(..))
-        .gamma(gamma.slice(..))
-        .dx(y)
-        .dgamma(dgamma.slice(..))
-        .dbeta(dbeta.slice(..));
-    Ok([
-        plan.bind_inference(&forward)?,
-        plan.bind_forward(&forward.saved(saved.slice(..)))?,
-        plan.bind_backward(&backward)?,
-    ])
 }

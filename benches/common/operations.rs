@@ -1,7 +1,7 @@
 //! The three operations of a plan, with buffers to run them on.
 
 use wgpu_batchnorm::{
-    BackwardBuffers, Commands, DType, Error, ForwardBuffers, Gpu, Layout, Plan, Shape, Tensor, wgpu,
+    BackwardBuffers, Commands, Error, ForwardBuffers, Gpu, Layout, Plan, Tensor, wgpu,
 };
 
 /// An operation of a plan.
@@ -24,7 +24,7 @@ impl Operation {
     }
 }
 
-/// Buffers for every operation of a plan in f32.
+/// Buffers for every operation of a plan.
 pub struct Buffers {
     x: Tensor,
     dy: Tensor,
@@ -37,7 +37,7 @@ pub struct Buffers {
 
 impl Buffers {
     pub fn new(gpu: &Gpu, plan: &Plan) -> Result<Self, Error> {
-        let tensor = || Tensor::zeros(gpu, plan.shape(), DType::F32);
+        let tensor = || Tensor::zeros(gpu, plan.shape(), plan.dtype());
         let vector = || {
             let ones = ndarray::Array2::<f32>::ones((1, plan.shape().channels()));
             Tensor::from_array(gpu, &ones, Layout::ChannelsFirst)
@@ -61,12 +61,12 @@ impl Buffers {
                 mapped_at_creation: false,
             }),
         };
-        fill(gpu, plan.shape(), &buffers.x);
-        fill(gpu, plan.shape(), &buffers.dy);
+        fill(gpu, &buffers.x);
+        fill(gpu, &buffers.dy);
         Ok(buffers)
     }
 
-    /// Binds an operation of the plan that these were made for.
+    /// Binds an operation of a plan of the shape and storage type that these were made for.
     pub fn bind(&self, plan: &Plan, operation: Operation) -> Result<Commands, Error> {
         let [gamma, beta, mean, var, dgamma, dbeta] = self.vectors.each_ref().map(whole);
         let (x, written, saved) = (whole(&self.x), whole(&self.written), self.saved.slice(..));
@@ -104,15 +104,14 @@ fn whole(tensor: &Tensor) -> wgpu::BufferSlice<'_> {
     tensor.buffer().slice(..)
 }
 
-/// Writes values spread over -1 … 1, a part at a time, so that the host needs no second tensor.
-fn fill(gpu: &Gpu, shape: &Shape, tensor: &Tensor) {
+/// Writes values spread over 1 … 2, a part at a time, so that the host needs no second tensor.
+fn fill(gpu: &Gpu, tensor: &Tensor) {
     const PART: u64 = 1 << 24;
-    let bytes = shape.bytes(DType::F32);
+    let bytes = tensor.shape().bytes(tensor.dtype());
     let part: Vec<u8> = (0..bytes.min(PART) as u32 / 4)
         .flat_map(|index| {
-            // Weyl's sequence: evenly spread.
-            let value = index.wrapping_mul(0x9e37_79b9) as i32;
-            (value as f32 / 2_147_483_648.0).to_ne_bytes()
+            // Weyl's sequence, as bits that are such numbers in every storage type.
+            (0x3f80_3f80 | index.wrapping_mul(0x9e37_79b9) >> 9).to_ne_bytes()
         })
         .collect();
     for start in (0..bytes).step_by(PART as usize) {

@@ -29,26 +29,51 @@ where
     DX: Dimension,
     DY: Dimension,
 {
-    let x = Values::new(x, layout)?;
-    let dy = Values::new(dy, layout)?;
-    check_like("dy", &dy.shape, &x.shape)?;
-    statistics.check(x.shape.channels())?;
-    affine.check(x.shape.channels())?;
-    let residual = residual_values(residual, &x.shape)?;
-
-    let operands = Operands {
-        x: &x.values,
-        dy: &dy.values,
-        residual: residual.as_ref().map_or(&x.values, |found| &found.values),
-    };
-    let walk = x.walk(&Valid::ALL);
-    x.like(activation_gradients(
+    let inputs = Inputs::new(x, dy, layout, statistics, affine, residual)?;
+    let walk = inputs.x.walk(&Valid::ALL);
+    inputs.x.like(activation_gradients(
         &walk,
-        operands,
+        inputs.operands(),
         statistics,
         affine,
-        residual.is_some(),
+        inputs.residual.is_some(),
     ))
+}
+
+/// What a gradient through the activation is taken of.
+pub(super) struct Inputs<'a, X: Element, T: Element> {
+    pub(super) x: Values<'a, X>,
+    dy: Values<'a, T>,
+    pub(super) residual: Option<Values<'a, X>>,
+}
+
+impl<'a, X: Element, T: Element> Inputs<'a, X, T> {
+    /// Fails unless all fit together.
+    pub(super) fn new<SX: Data<Elem = X>, SY: Data<Elem = T>, DX: Dimension, DY: Dimension>(
+        x: &'a ArrayBase<SX, DX>,
+        dy: &'a ArrayBase<SY, DY>,
+        layout: Layout,
+        statistics: &Statistics,
+        affine: &Affine,
+        residual: Option<&'a ArrayD<X>>,
+    ) -> Result<Self, Error> {
+        let x = Values::new(x, layout)?;
+        let dy = Values::new(dy, layout)?;
+        check_like("dy", &dy.shape, &x.shape)?;
+        statistics.check(x.shape.channels())?;
+        affine.check(x.shape.channels())?;
+        let residual = residual_values(residual, &x.shape)?;
+        Ok(Self { x, dy, residual })
+    }
+
+    pub(super) fn operands(&self) -> Operands<'_, X, T> {
+        let residual = self.residual.as_ref();
+        Operands {
+            x: &self.x.values,
+            dy: &self.dy.values,
+            residual: residual.map_or(&self.x.values, |found| &found.values),
+        }
+    }
 }
 
 /// The values of `g`.

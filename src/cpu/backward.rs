@@ -2,13 +2,10 @@
 
 use ndarray::{ArrayBase, ArrayD, Data, Dimension};
 
-use super::activation_gradient::activation_gradients;
+use super::activation_gradient::{Inputs, activation_gradients};
 use super::gradients::parameter_gradients;
 use super::input_gradient::input_gradients;
-use super::normalize::residual_values;
-use super::walk::Operands;
-use super::{Affine, Element, InputGradients, ParameterGradients, Statistics, Valid, Values};
-use crate::layer::check_like;
+use super::{Affine, Element, InputGradients, ParameterGradients, Statistics, Valid};
 use crate::{Error, Layout, Wanted};
 
 /// The gradients of all that went into [`super::normalize`], from that of its output: those of
@@ -63,21 +60,13 @@ where
     DX: Dimension,
     DY: Dimension,
 {
-    let x = Values::new(x, layout)?;
-    let dy = Values::new(dy, layout)?;
-    check_like("dy", &dy.shape, &x.shape)?;
-    statistics.check(x.shape.channels())?;
-    affine.check(x.shape.channels())?;
-    let residual = residual_values(residual, &x.shape)?;
+    let inputs = Inputs::new(x, dy, layout, statistics, affine, residual)?;
+    let x = &inputs.x;
     let valid = Valid::new(valid, &x.shape)?;
 
     let walk = &x.walk(&valid);
-    let operands = Operands {
-        x: &x.values,
-        dy: &dy.values,
-        residual: residual.as_ref().map_or(&x.values, |found| &found.values),
-    };
-    let added = residual.is_some();
+    let operands = inputs.operands();
+    let added = inputs.residual.is_some();
     let mut parameters = ParameterGradients::zeros(x.shape.channels());
     if wanted.gamma || wanted.beta || wanted.x && statistics.depend_on_batch() {
         parameters = parameter_gradients(walk, operands, statistics, affine, added);

@@ -47,12 +47,7 @@ pub(crate) const WHOLE: EntryPoint = EntryPoint {
         if choice.recomputed() {
             names.push("beta");
         }
-        if !choice.in_place {
-            names.push("dy");
-        }
-        if choice.residual_gradient {
-            names.push("residual_gradient");
-        }
+        names.extend(library::input_gradient_bindings(choice));
         names
     },
     writes: WRITES,

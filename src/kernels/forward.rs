@@ -38,15 +38,7 @@ pub(crate) const WHOLE: EntryPoint = EntryPoint {
             "running_mean",
             "running_var",
         ];
-        if !choice.in_place {
-            names.push("x");
-        }
-        if choice.residual {
-            names.push("residual");
-        }
-        if choice.masked() {
-            names.push("mask");
-        }
+        names.extend(library::normalized_bindings(choice));
         names
     },
     writes: WRITES,

@@ -42,12 +42,7 @@ pub(crate) const MAIN: EntryPoint = EntryPoint {
     bindings: |choice| {
         let mut names = vec!["geometry", "x", "dx", "coefficient_rows"];
         names.extend(library::cut_bindings(choice));
-        if !choice.in_place {
-            names.push("dy");
-        }
-        if choice.residual_gradient {
-            names.push("residual_gradient");
-        }
+        names.extend(library::input_gradient_bindings(choice));
         if choice.some_valid {
             names.push("valid");
         }

@@ -118,6 +118,30 @@ pub(super) fn keep(choice: &Choice) -> Vec<Piece> {
         .collect()
 }
 
+/// The bindings that [`x`], [`residual`] and [`keep`] use.
+pub(super) fn normalized_bindings(choice: &Choice) -> Vec<&'static str> {
+    let uses = [
+        ("x", !choice.in_place),
+        ("residual", choice.residual),
+        ("mask", choice.masked()),
+    ];
+    used(&uses)
+}
+
+/// The bindings that [`dy`] and [`residual_gradient`] use.
+pub(super) fn input_gradient_bindings(choice: &Choice) -> Vec<&'static str> {
+    let uses = [
+        ("dy", !choice.in_place),
+        ("residual_gradient", choice.residual_gradient),
+    ];
+    used(&uses)
+}
+
+fn used(uses: &[(&'static str, bool)]) -> Vec<&'static str> {
+    let used = uses.iter().filter(|(_, used)| *used);
+    used.map(|(name, _)| *name).collect()
+}
+
 /// How the backward pass knows what was cut.
 pub(super) fn cut(choice: &Choice) -> Vec<Piece> {
     if choice.activation == ActivationFile::Identity {

@@ -32,21 +32,13 @@ pub(crate) const MAIN: EntryPoint = EntryPoint {
     pieces,
     bindings: |choice| {
         let mut names = vec!["geometry", "y", "gamma", "beta"];
-        if !choice.in_place {
-            names.push("x");
-        }
         if choice.running {
             names.extend(["constants", "running_mean", "running_var"]);
         } else {
             names.push("saved");
             names.extend(library::activation_bindings(choice));
         }
-        if choice.residual {
-            names.push("residual");
-        }
-        if choice.masked() {
-            names.push("mask");
-        }
+        names.extend(library::normalized_bindings(choice));
         names
     },
     writes: WRITES,
