@@ -255,7 +255,8 @@ fn empty_tensors_are_computed() -> Outcome {
     Ok(())
 }
 
-/// What is stored in fewer bits is what f64 gives, rounded once.
+/// What is stored in fewer bits is what f64 gives, rounded once, by the conversion that
+/// `src/cpu/element.rs` tests.
 #[test]
 fn every_type_is_rounded_once() -> Outcome {
     fn rounded<T: Element + std::fmt::Debug + PartialEq>() -> Outcome {
