@@ -143,16 +143,6 @@ pub enum Error {
         /// The usage it lacks.
         usage: wgpu::BufferUsages,
     },
-    /// Two tensors of one operation lie in one buffer, one of them written.
-    #[error(
-        "{output} is written to the buffer that {input} is read from; WebGPU forbids both in one dispatch, even on separate ranges"
-    )]
-    SharedBuffer {
-        /// The tensor that is written.
-        output: &'static str,
-        /// The tensor it shares a buffer with.
-        input: &'static str,
-    },
     /// An output of an operation overlaps another of its tensors.
     #[error("{output} is written, but its buffer range overlaps that of {other}")]
     Overlap {

@@ -1,6 +1,7 @@
 //! Every shader in every language that wgpu may hand to a driver, judged by the languages' tools.
 //!
-//! naga judges all shaders. The other tools judge all plain ones, which compute on f32 with nothing
+//! naga judges all shaders, but of those whose inputs are declared like outputs (which are the others
+//! with a word changed) only those that the other tools judge. These judge all plain ones, which compute on f32 with nothing
 //! fused, and of the others so many that any two choices of a kernel's text meet in one of them:
 //! two files of `shaders/lib`, two values of override constants, or one of each. So every file comes
 //! in every packing, in every storage type, and with every activation.
@@ -60,10 +61,21 @@ fn trial(name: impl Into<String>, test: impl FnOnce() -> Outcome + Send + 'stati
 
 /// Every shader is valid with no more features than it says, and can be written in the language.
 fn naga_accepts(target: &Target) -> Outcome {
-    for text in shader_texts().filter(|text| target.has(text)) {
+    for text in for_naga()?.filter(|text| target.has(text)) {
         target.translate(&text)?;
     }
     Ok(())
+}
+
+/// The shaders that naga judges.
+fn for_naga() -> Result<impl Iterator<Item = ShaderText>, Failure> {
+    let judged: HashSet<_> = judged()?.into_iter().map(|text| text.name).collect();
+    Ok(shader_texts().filter(move |text| !is_shared(text) || judged.contains(&text.name)))
+}
+
+/// Whether inputs are declared like outputs, for a buffer that is read and written.
+fn is_shared(text: &ShaderText) -> bool {
+    text.name.split('.').any(|word| word == "shared")
 }
 
 /// naga writes a function that helps two others twice, in some cases, which no compiler takes.
@@ -72,7 +84,7 @@ fn naga_defines_once() -> Outcome {
         .into_iter()
         .find(|target| target.extension == "hlsl");
     let hlsl = hlsl.ok_or("there is no HLSL")?;
-    for text in shader_texts().filter(|text| hlsl.has(text)) {
+    for text in for_naga()?.filter(|text| hlsl.has(text)) {
         let shader = String::from_utf8(hlsl.translate(&text)?.contents)?;
         let mut met = HashSet::new();
         let is_start = |line: &&str| line.ends_with(") {") && !line.starts_with(' ');
@@ -229,14 +241,21 @@ fn is_plain(text: &ShaderText) -> bool {
 
 /// What a text was made of: files by their number, override constants by their value.
 fn choices(text: &ShaderText, files: &[String]) -> Vec<String> {
+    let shared = is_shared(text);
     let files = files.iter().enumerate();
-    let files = files.filter(|(_, file)| text.source.contains(*file));
+    let files = files.filter(|(_, file)| match shared {
+        true => text
+            .source
+            .contains(&file.replace("<storage, read>", "<storage, read_write>")),
+        false => text.source.contains(*file),
+    });
     let constants = text.constants.iter();
     // The workgroup's shape is no choice of the text's.
     let constants = constants.filter(|(name, _)| !name.starts_with("LANES"));
     files
         .map(|(number, _)| number.to_string())
         .chain(constants.map(|(name, value)| format!("{name} = {value}")))
+        .chain([format!("shared = {shared}")])
         .collect()
 }
 

@@ -39,6 +39,7 @@ pub(crate) const WHOLE: EntryPoint = EntryPoint {
         Axis::Residual,
         Axis::ResidualGradient,
         Axis::InPlace,
+        Axis::Shared,
     ],
     pieces,
     bindings: |choice| {

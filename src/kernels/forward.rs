@@ -25,7 +25,13 @@ fn pieces(choice: &Choice) -> Vec<Piece> {
 pub(crate) const WHOLE: EntryPoint = EntryPoint {
     label: "forward.whole",
     name: "forward",
-    axes: &[Axis::Form, Axis::Activation, Axis::Residual, Axis::InPlace],
+    axes: &[
+        Axis::Form,
+        Axis::Activation,
+        Axis::Residual,
+        Axis::InPlace,
+        Axis::Shared,
+    ],
     pieces,
     bindings: |choice| {
         let mut names = vec![

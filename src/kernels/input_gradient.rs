@@ -37,6 +37,7 @@ pub(crate) const MAIN: EntryPoint = EntryPoint {
         Axis::Valid,
         Axis::InPlace,
         Axis::BatchStatistics,
+        Axis::Shared,
     ],
     pieces,
     bindings: |choice| {

@@ -100,6 +100,9 @@ pub(crate) struct Choice {
     pub(crate) products: bool,
     /// Whether the statistics depend on x.
     pub(crate) batch_statistics: bool,
+    /// Whether a buffer that is read is written too, in other ranges: WebGPU then asks that the
+    /// dispatch may write all that it binds of that buffer.
+    pub(crate) shared: bool,
 }
 
 impl Choice {
@@ -117,6 +120,7 @@ impl Choice {
             running: false,
             products: true,
             batch_statistics: true,
+            shared: false,
         }
     }
 
@@ -158,6 +162,7 @@ impl Choice {
                 Axis::Running => only.running = self.running,
                 Axis::Products => only.products = self.products,
                 Axis::BatchStatistics => only.batch_statistics = self.batch_statistics,
+                Axis::Shared => only.shared = self.shared,
             }
         }
         only
@@ -168,7 +173,7 @@ impl Choice {
         let forms = Form::ALL.into_iter();
         forms.flat_map(move |form| {
             ActivationFile::ALL.into_iter().flat_map(move |activation| {
-                (0..1_u32 << 9).filter_map(move |flags| {
+                (0..1_u32 << 10).filter_map(move |flags| {
                     let flag = |bit: u32| flags >> bit & 1 == 1;
                     let choice = Self {
                         form,
@@ -182,6 +187,7 @@ impl Choice {
                         batch_statistics: flag(6),
                         native_f16: flag(7),
                         wide: flag(8),
+                        shared: flag(9),
                     };
                     choice.is_legal().then_some(choice)
                 })
@@ -214,6 +220,7 @@ enum Axis {
     Running,
     Products,
     BatchStatistics,
+    Shared,
 }
 
 /// `Constants` of `shaders/lib/constants.wgsl`, field by field.
@@ -248,18 +255,18 @@ pub(crate) struct EntryPoint {
 }
 
 impl EntryPoint {
-    /// The names of the buffers that a dispatch may write, and of those that it only reads.
+    /// The names of the storage buffers that a dispatch writes, and of those that it only reads.
     pub(crate) fn uses(&self, choice: &Choice) -> (Vec<&'static str>, Vec<&'static str>) {
         (self.bindings)(&choice.only(self.axes))
             .into_iter()
+            .filter(|name| !["geometry", "constants", "settings"].contains(name))
             .partition(|name| self.writes.contains(name))
     }
 
     /// How many storage buffers a dispatch binds.
     pub(crate) fn storage_buffers(&self, choice: &Choice) -> usize {
         let (writes, reads) = self.uses(choice);
-        let is_uniform = |name: &&&str| ["geometry", "constants", "settings"].contains(*name);
-        writes.len() + reads.len() - reads.iter().filter(is_uniform).count()
+        writes.len() + reads.len()
     }
 
     /// Whether there is such a kernel: pairs of neighbours do not go by whole columns.
@@ -304,11 +311,18 @@ impl Variant {
     }
 
     /// The text, and the names of the files that it is made of.
+    ///
+    /// Here alone is a text edited: WGSL has no constant for a variable's access, and one file for
+    /// each would be every file that declares an input, twice.
     fn source(&self) -> (String, Vec<&'static str>) {
         let pieces = (self.entry.pieces)(&self.choice);
         let texts: Vec<_> = pieces.iter().map(|piece| piece.text).collect();
         let names = pieces.iter().map(|piece| piece.name).collect();
-        (texts.join("\n"), names)
+        let text = texts.join("\n");
+        match self.choice.shared {
+            true => (text.replace(READ, READ_WRITE), names),
+            false => (text, names),
+        }
     }
 
     /// The entry point, what tells it from the plainest variant, and the workgroup.
@@ -335,6 +349,7 @@ impl Variant {
             (choice.running, "running"),
             (!choice.products, "dbeta_alone"),
             (!choice.batch_statistics, "constants"),
+            (choice.shared, "shared"),
         ] {
             if flag {
                 words.push(word.to_owned());
@@ -395,6 +410,10 @@ impl Variant {
         })
     }
 }
+
+/// How a shader declares an input, and what becomes of it where the input's buffer is written too.
+const READ: &str = "var<storage, read>";
+const READ_WRITE: &str = "var<storage, read_write>";
 
 const ENTRY_POINTS: [&EntryPoint; 14] = [
     &forward::WHOLE,
@@ -609,7 +628,11 @@ mod tests {
                 })
                 .filter_map(|(_, variable)| variable.name.clone())
                 .collect();
-            let said = variant.entry.uses(&variant.choice).0;
+            let (mut said, reads) = variant.entry.uses(&variant.choice);
+            if variant.choice.shared {
+                assert!(!reads.is_empty(), "{} reads nothing", variant.name());
+                said.extend(reads);
+            }
             let said: BTreeSet<_> = said.into_iter().map(str::to_owned).collect();
             assert_eq!(writes, said, "{}", variant.name());
             let storage = variant.entry.storage_buffers(&variant.choice);

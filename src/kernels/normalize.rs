@@ -28,6 +28,7 @@ pub(crate) const MAIN: EntryPoint = EntryPoint {
         Axis::Residual,
         Axis::InPlace,
         Axis::Running,
+        Axis::Shared,
     ],
     pieces,
     bindings: |choice| {

@@ -8,7 +8,7 @@ use wgpu::{BufferBinding, BufferSlice};
 use self::buffers::Named;
 pub use self::buffers::{BackwardBuffers, ForwardBuffers};
 pub(crate) use self::operands::check_storage;
-use self::operands::{FROZEN_STATISTICS, Operands, Take, check_sharing, is_tensor};
+use self::operands::{FROZEN_STATISTICS, Operands, Take, check_overlap, is_tensor, shares};
 use crate::division::{Division, Divisions, Form, Geometry, Packing};
 use crate::gpu::check_size;
 use crate::kernels::{ActivationFile, Choice, Constants, Dispatch, EntryPoint};
@@ -23,12 +23,7 @@ use crate::{Activation, DType, Error, Gpu, OneValue, Options, Shape, Tuning};
 ///
 /// Ranges that are only read may share a buffer, and overlap. Ranges that are written must not
 /// overlap any other, but for two: `y` may be given the very range of `x`, and `dx` that of `dy`,
-/// and are then computed in place. What is written may share a buffer with other things written,
-/// but not with what is read in the same dispatch: WebGPU forbids that. So `y` and `mask` cannot lie
-/// in a buffer with `x`, `residual`, `gamma`, `beta` or `saved`, nor `y` of inference in one with
-/// `running_mean` or `running_var`; nor `dx` and `residual_gradient`
-/// with `x`, `dy`, `mask` or `valid`; nor `dgamma`, `dbeta` and `sums` with `gamma`, `beta` or
-/// `saved`.
+/// and are then computed in place. All may be ranges of one buffer, as in an engine's memory pool.
 ///
 /// All operations of a plan share its workspace. They may be recorded in any order, into any
 /// number of encoders, for the same queue: a queue runs them one after the other.
@@ -53,24 +48,22 @@ use crate::{Activation, DType, Error, Gpu, OneValue, Options, Shape, Tuning};
 /// let shape = Shape::new(&[8, 16, 4, 4], Layout::ChannelsFirst)?;
 /// let plan = Plan::new(&gpu, &shape, DType::F32, &Options::default())?;
 ///
-/// // An engine's own memory: here one buffer to read and one to write, cut into ranges.
-/// let buffer = |size| {
-///     gpu.device().create_buffer(&wgpu::BufferDescriptor {
-///         label: None,
-///         size,
-///         usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
-///         mapped_at_creation: false,
-///     })
-/// };
-/// let (read, written, saved) = (buffer(16384), buffer(16384), buffer(plan.saved_bytes()));
+/// // An engine's own memory: one buffer, cut into ranges.
+/// let pool = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+///     label: None,
+///     size: 32768,
+///     usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+///     mapped_at_creation: false,
+/// });
+/// let range = |start, size| pool.slice(start..start + size);
 /// let (bytes, channels) = (shape.bytes(DType::F32), 16 * 4);
 /// let forward = plan.bind_forward(
-///     &ForwardBuffers::new(read.slice(..bytes), written.slice(..bytes))
-///         .gamma(read.slice(8192..8192 + channels))
-///         .beta(read.slice(8448..8448 + channels))
-///         .running_mean(written.slice(8192..8192 + channels))
-///         .running_var(written.slice(8448..8448 + channels))
-///         .saved(saved.slice(..)),
+///     &ForwardBuffers::new(range(0, bytes), range(8192, bytes))
+///         .gamma(range(16384, channels))
+///         .beta(range(16640, channels))
+///         .running_mean(range(16896, channels))
+///         .running_var(range(17152, channels))
+///         .saved(range(17408, plan.saved_bytes())),
 /// )?;
 ///
 /// let mut encoder = gpu.device().create_command_encoder(&Default::default());
@@ -312,8 +305,8 @@ impl Plan {
     /// # Errors
     /// [`Error::EmptyBatch`] or [`Error::OneValuePerChannel`] where training is not defined;
     /// [`Error::MissingBuffer`] or [`Error::Conflict`] for a range too few or too many;
-    /// [`Error::BufferSize`], [`Error::Misaligned`], [`Error::MissingUsage`],
-    /// [`Error::SharedBuffer`] or [`Error::Overlap`] for a range that cannot be bound;
+    /// [`Error::BufferSize`], [`Error::Misaligned`], [`Error::MissingUsage`] or [`Error::Overlap`]
+    /// for a range that cannot be bound;
     /// [`Error::Wgpu`] for what only wgpu can know, such as a buffer of another device.
     ///
     /// # Source
@@ -341,7 +334,7 @@ impl Plan {
             // Also an empty batch leaves its statistics.
             true if self.shape.is_empty() => self.dispatches(&operands, &choice, &[fixed]),
             true => self.commands(&operands, &choice, &[fixed, normalize]),
-            false => match self.whole(&operands, &choice, &forward::WHOLE) {
+            false => match self.whole(&choice, &forward::WHOLE) {
                 Some(whole) => self.commands(&operands, &choice, &[whole]),
                 None => self.commands(&operands, &choice, &[partial, merge, normalize]),
             },
@@ -416,7 +409,7 @@ impl Plan {
         let mut steps = Vec::new();
         if wants_dx
             && !frozen
-            && let Some(whole) = self.whole(&operands, &choice, &backward::WHOLE)
+            && let Some(whole) = self.whole(&choice, &backward::WHOLE)
         {
             return self.commands(&operands, &choice, &[whole]);
         }
@@ -608,19 +601,11 @@ impl Plan {
     }
 
     /// A kernel that does all of an operation by itself, if it may: where channels are small, all
-    /// positions count, the device binds so many buffers, and no buffer is both read and written,
-    /// which several dispatches may do where one may not.
-    fn whole<'a>(
-        &'a self,
-        operands: &Operands<'_>,
-        choice: &Choice,
-        entry: &'static EntryPoint,
-    ) -> Option<Step<'a>> {
+    /// positions count, and the device binds so many buffers.
+    fn whole<'a>(&'a self, choice: &Choice, entry: &'static EntryPoint) -> Option<Step<'a>> {
         let step = self.forward_step(entry, Over::Whole(self.divisions.whole.as_ref()?));
         let limit = self.gpu.limits().max_storage_buffers_per_shader_stage;
-        let may = !choice.some_valid
-            && entry.storage_buffers(choice) <= limit as usize
-            && check_sharing(operands, choice, &[step]).is_ok();
+        let may = !choice.some_valid && entry.storage_buffers(choice) <= limit as usize;
         may.then_some(step)
     }
 
@@ -720,10 +705,14 @@ impl Plan {
         choice: &Choice,
         steps: &[Step<'_>],
     ) -> Result<Commands, Error> {
-        check_sharing(operands, choice, steps)?;
+        check_overlap(operands, choice, steps)?;
         let mut dispatches = Vec::new();
         let divisions = &self.divisions;
         for step in steps {
+            let choice = Choice {
+                shared: shares(operands, choice, step),
+                ..*choice
+            };
             let reductions = divisions.reductions.len();
             let (over, slices, first_block) = match step.over {
                 Over::Reduction => (divisions.reductions.as_slice(), &divisions.slices, 1),
@@ -771,7 +760,7 @@ impl Plan {
                 dispatches.push(Dispatch::new(
                     &self.gpu,
                     step.entry,
-                    choice,
+                    &choice,
                     division.launch,
                     buffer,
                 )?);

@@ -55,12 +55,6 @@ impl<'a> Operands<'a> {
         self.get(name).is_some()
     }
 
-    /// A range with its name, if it is one of these.
-    pub(super) fn named(&self, range: BufferSlice<'_>) -> Option<Named<'a>> {
-        let mut ranges = self.ranges.iter();
-        ranges.find(|(_, found)| is_same(*found, range)).copied()
-    }
-
     /// Whether two names have the same range.
     pub(super) fn same(&self, a: &str, b: &str) -> bool {
         match (self.get(a), self.get(b)) {
@@ -273,34 +267,31 @@ fn is_same(a: BufferSlice<'_>, b: BufferSlice<'_>) -> bool {
     a.buffer() == b.buffer() && a.offset() == b.offset() && a.size() == b.size()
 }
 
-/// Fails if a range is written that lies in a buffer which the same dispatch reads, or overlaps
-/// another range of the operation; but for what is computed in place.
-pub(super) fn check_sharing(
+/// Whether a step writes to a buffer which it also reads, elsewhere.
+pub(super) fn shares(operands: &Operands<'_>, choice: &Choice, step: &Step<'_>) -> bool {
+    let (writes, reads) = step.entry.uses(choice);
+    let written = writes.iter().filter_map(|name| match *name {
+        // What a merge is given is bound as something written.
+        "partials" => Some(step.partials),
+        name => operands.get(name),
+    });
+    let read: Vec<_> = reads.iter().filter_map(|name| operands.get(name)).collect();
+    written
+        .into_iter()
+        .any(|to| read.iter().any(|from| from.buffer() == to.buffer()))
+}
+
+/// Fails if a range is written that overlaps another range of the operation; but for what is
+/// computed in place.
+pub(super) fn check_overlap(
     operands: &Operands<'_>,
     choice: &Choice,
     steps: &[Step<'_>],
 ) -> Result<(), Error> {
-    let mut written = Vec::new();
-    for step in steps {
-        let (writes, reads) = step.entry.uses(choice);
-        for &output in &writes {
-            let named = match output {
-                // A merge has what it is given bound as something written.
-                "partials" => operands.named(step.partials),
-                name => operands.get(name).map(|range| (name, range)),
-            };
-            let Some((output, to)) = named else {
-                continue;
-            };
-            for &input in &reads {
-                let from = operands.get(input);
-                if from.is_some_and(|from| from.buffer() == to.buffer()) {
-                    return Err(Error::SharedBuffer { output, input });
-                }
-            }
-        }
-        written.extend(writes);
-    }
+    let written: Vec<_> = steps
+        .iter()
+        .flat_map(|step| step.entry.uses(choice).0)
+        .collect();
     for &(output, a) in &operands.ranges {
         if !written.contains(&output) {
             continue;

@@ -216,7 +216,7 @@ pub const SLOT: u64 = 1024;
 /// The number of a buffer that cannot be bound.
 pub const NO_STORAGE: usize = 7;
 
-/// Where a range of so many bytes lies if all is well: so that as many share a buffer as may.
+/// Where a range of so many bytes lies if all is well: in several buffers, some with much in them.
 pub fn good_place(name: &str, bytes: u64) -> Place {
     let (buffer, slot) = match name {
         "x" => (0, 0),

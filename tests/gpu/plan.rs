@@ -9,7 +9,7 @@ use wgpu_batchnorm::{
     Wanted, wgpu,
 };
 
-use crate::common::operations::{Operation, Storage, bytes_of, good_place};
+use crate::common::operations::{NAMES, Operation, Rule, Storage, bytes_of, good_place};
 use crate::common::{Adapter, Outcome, normal, normal_vector};
 use crate::ensure;
 use crate::modes::upload;
@@ -42,10 +42,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
             Ok(())
         }),
         adapter.trial("what is not wanted takes no dispatch", dispatches),
-        adapter.trial(
-            "one dispatch only where its buffers may be bound so",
-            one_buffer,
-        ),
+        adapter.trial("all tensors may lie in one buffer", one_buffer),
         adapter.trial("recording twice steps twice", recorded_twice),
         adapter.trial("results repeat bit for bit", repeats),
     ]
@@ -630,49 +627,114 @@ fn dispatches(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// One dispatch may not read and write the same buffer; several may, one after the other.
+/// Every operation out of one buffer gives what it gives out of a buffer for each range, bit for
+/// bit, in as many dispatches, also in place.
 fn one_buffer(gpu: &Gpu) -> Outcome {
-    let shape = Shape::new(&[4, 3, 5], Layout::ChannelsFirst)?;
-    let options = Options::default().tuning(whole_columns(LaneOrder::SideBySide));
-    let plan = Plan::new(gpu, &shape, DType::F32, &options)?;
-    let buffer = |size| {
-        gpu.device().create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size,
-            usage: wgpu::BufferUsages::STORAGE,
-            mapped_at_creation: false,
-        })
-    };
-    let tensor = || buffer(shape.bytes(DType::F32));
-    let (x, y, saved) = (tensor(), tensor(), buffer(plan.saved_bytes()));
-    let step = u64::from(gpu.limits().min_storage_buffer_offset_alignment);
-    let (parameters, others) = (buffer(4 * step), buffer(4 * step));
-    for (running, expected) in [(&others, 1), (&parameters, 3)] {
-        let vector = |buffer: &wgpu::Buffer, index| {
-            let start = index * step;
-            (buffer.clone(), start..start + 12)
-        };
-        let vectors = [
-            vector(&parameters, 0),
-            vector(&parameters, 1),
-            vector(running, 2),
-            vector(running, 3),
-        ];
-        let [gamma, beta, mean, var] = vectors
-            .each_ref()
-            .map(|(buffer, range)| buffer.slice(range.clone()));
-        let forward = plan.bind_forward(
-            &ForwardBuffers::new(x.slice(..), y.slice(..))
-                .gamma(gamma)
-                .beta(beta)
-                .running_mean(mean)
-                .running_var(var)
-                .saved(saved.slice(..)),
-        )?;
-        let found = forward.dispatches();
-        ensure!(found == expected, "{found} dispatches, not {expected}");
+    for (dims, layout) in [SHAPES[0], SHAPES[3], SHAPES[8]] {
+        for (number, mode) in modes().into_iter().enumerate() {
+            let tuning = tunings()[number % 4].clone();
+            let said = format!("{layout:?} {dims:?} {mode:?}");
+            let (dtype, options, residual, valid) = mode;
+            let options = options.tuning(tuning);
+            let plan = Plan::new(gpu, &Shape::new(dims, layout)?, dtype, &options)?;
+            for operation in Operation::ALL {
+                use Operation::{Inference, Moments, Statistics};
+                let undefined = match operation {
+                    Moments | Statistics => options.frozen_statistics,
+                    Inference => !options.running_statistics,
+                    _ => false,
+                };
+                if undefined {
+                    continue;
+                }
+                let contents = contents(&plan, operation, &options, residual, valid);
+                for in_place in [false, true] {
+                    let run = |buffers| run_in(gpu, &plan, operation, buffers, in_place);
+                    let apart = run(contents.iter().map(|words| vec![words.clone()]).collect())?;
+                    let together = run(vec![contents.clone()])?;
+                    ensure!(
+                        apart == together,
+                        "{said} {operation:?}, in place: {in_place}"
+                    );
+                }
+            }
+        }
     }
     Ok(())
+}
+
+/// Some numbers for everything that an operation takes in a mode.
+fn contents(
+    plan: &Plan,
+    operation: Operation,
+    options: &Options,
+    residual: bool,
+    valid: bool,
+) -> Vec<Words> {
+    let mut names = Vec::new();
+    for name in NAMES {
+        let wanted = match name {
+            "residual" | "mask" | "residual_gradient" => residual,
+            "valid" => valid,
+            _ => true,
+        };
+        let rule = operation.rule(name, options, &|other| names.contains(&other));
+        if rule == Rule::Must || rule == Rule::May && wanted {
+            names.push(name);
+        }
+    }
+    let numbered = names.into_iter().zip(1..);
+    numbered
+        .map(|(name, seed)| {
+            let length = bytes_of(plan, name, 1) as usize / 4;
+            let words = match name {
+                "x" | "y" | "dy" | "dx" | "residual" | "residual_gradient" => {
+                    words(&normal(plan.shape().dims(), 1.0, 2.0, seed), plan.dtype())
+                }
+                "mask" | "valid" => (0..length as u32)
+                    .map(|word| word.wrapping_mul(0x9e37_79b9))
+                    .collect(),
+                _ => {
+                    let vector = normal_vector(length, 0.0, 1.0, seed);
+                    words_of_f32(&vector.mapv(|value| value.abs() + 0.5).to_vec())
+                }
+            };
+            (name, words)
+        })
+        .collect()
+}
+
+/// How many dispatches an operation takes, and all that is in these buffers after it.
+fn run_in(
+    gpu: &Gpu,
+    plan: &Plan,
+    operation: Operation,
+    buffers: Vec<Vec<Words>>,
+    in_place: bool,
+) -> Found<(usize, Vec<Words>)> {
+    let buffers: Vec<_> = buffers
+        .into_iter()
+        .map(|vectors| Guarded::new(gpu, 0, vectors))
+        .collect();
+    let range = |name: &str| buffers.iter().find_map(|buffer| buffer.get(name));
+    let names = buffers.iter().flat_map(|buffer| &buffer.vectors);
+    let ranges: Vec<_> = names
+        .filter_map(|&(name, _)| {
+            let place = match name {
+                "y" if in_place => "x",
+                "dx" if in_place => "dy",
+                _ => name,
+            };
+            Some((name, range(place)?))
+        })
+        .collect();
+    let commands = operation.bind(plan, &ranges, 1)?;
+    submit(gpu, |encoder| commands.record(encoder));
+    let mut found = Vec::new();
+    for buffer in &buffers {
+        found.extend(buffer.read(gpu)?);
+    }
+    Ok((commands.dispatches(), found))
 }
 
 fn recorded_twice(gpu: &Gpu) -> Outcome {
