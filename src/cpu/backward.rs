@@ -1,10 +1,12 @@
 //! The whole backward pass.
 
-use ndarray::{ArrayBase, ArrayD, Data, Dimension};
+use std::sync::OnceLock;
+
+use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
 use super::activation_gradient::{Inputs, activation_gradients};
 use super::gradients::parameter_gradients;
-use super::input_gradient::input_gradients;
+use super::input_gradient::{input_gradients, table};
 use super::{Affine, Element, InputGradients, ParameterGradients, Statistics, Valid};
 use crate::{Error, Layout, Wanted};
 
@@ -12,8 +14,9 @@ use crate::{Error, Layout, Wanted};
 /// [`super::activation_gradient`], [`super::gradients`] and [`super::input_gradient`], but in fewer
 /// passes, and with no tensor between them that would be rounded.
 ///
-/// It reads `x` and `dy` twice, once for the sums and once for `dx`, and writes `dx`; the gradient
-/// of a residual takes one pass more. What is not wanted is not computed, but for the sums if `dx`
+/// It reads `x` and `dy` twice, once for the sums and once for `dx`, and writes `dx`; where the channels
+/// of a tensor lie apart and each fits in the processor's caches, the second time from there. The
+/// gradient of a residual takes one pass more. What is not wanted is not computed, but for the sums if `dx`
 /// needs them; the gradient of a parameter that is not wanted is 0. `valid` is as in
 /// [`super::moments`]. `x` and the residual may be of another type than `dy`, whose type that of the
 /// gradients is.
@@ -68,16 +71,37 @@ where
     let operands = inputs.operands();
     let added = inputs.residual.is_some();
     let mut parameters = ParameterGradients::zeros(x.shape.channels());
-    if wanted.gamma || wanted.beta || wanted.x && statistics.depend_on_batch() {
-        parameters = parameter_gradients(walk, operands, statistics, affine, added);
-    }
     let mut found = InputGradients {
         dx: None,
         residual: None,
     };
     if wanted.x {
-        let dx = input_gradients(walk, operands, statistics, affine, &parameters, added);
+        // Group by group of channels, so that dx finds in the caches what the sums have read.
+        let groups = walk.groups();
+        let sums: Vec<OnceLock<_>> = groups.iter().map(|_| OnceLock::new()).collect();
+        let needed = wanted.gamma || wanted.beta || statistics.depend_on_batch();
+        let table = |group: usize| {
+            let channels = || groups[group].clone();
+            let sums = sums[group].get_or_init(|| match needed {
+                true => parameter_gradients(walk, channels(), operands, statistics, affine, added),
+                false => ParameterGradients::zeros(channels().len()),
+            });
+            table(channels(), statistics, affine, sums)
+        };
+        let dx = input_gradients(walk, operands, statistics, affine, added, &groups, table);
         found.dx = Some(x.like(dx)?);
+        // The groups follow one another.
+        let sums: Vec<_> = sums.into_iter().filter_map(OnceLock::into_inner).collect();
+        let joined = |vector: fn(&ParameterGradients) -> &Array1<f64>| {
+            sums.iter()
+                .flat_map(|sums| vector(sums).iter().copied())
+                .collect()
+        };
+        parameters.gamma = joined(|sums| &sums.gamma);
+        parameters.beta = joined(|sums| &sums.beta);
+    } else if wanted.gamma || wanted.beta {
+        let all = 0..x.shape.channels();
+        parameters = parameter_gradients(walk, all, operands, statistics, affine, added);
     }
     if wanted.residual && added {
         let g = activation_gradients(walk, operands, statistics, affine, added);

@@ -6,7 +6,7 @@ use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
 use super::cut::{Bend, choose};
 use super::normalize::linear;
-use super::walk::{self, Block, LANES, Operands, Table, Walk};
+use super::walk::{self, Block, Operands, PerChannel, Table, Walk};
 use super::{Affine, Element, Statistics, Valid, Values};
 use crate::layer::check_like;
 use crate::{Error, Layout};
@@ -72,37 +72,40 @@ where
         ..Affine::none(x.shape.channels())
     };
     let walk = x.walk(&valid);
+    let channels = 0..x.shape.channels();
     Ok(parameter_gradients(
-        &walk, operands, statistics, &straight, false,
+        &walk, channels, operands, statistics, &straight, false,
     ))
 }
 
-/// The sums of `g` and `g·x̂`, with `g` that of the activation, taken of `dy`.
+/// The sums of `g` and `g·x̂` over some channels, with `g` that of the activation, taken of `dy`.
 pub(super) fn parameter_gradients<X: Element, T: Element>(
     walk: &Walk<'_>,
+    channels: Range<usize>,
     operands: Operands<'_, X, T>,
     statistics: &Statistics,
     affine: &Affine,
     with_residual: bool,
 ) -> ParameterGradients {
-    let table = &affine.table(statistics);
+    let table = &affine.table_of(channels.clone(), statistics);
     let parts = choose!(affine.activation, with_residual, |ADD, bend| {
         let terms = Terms::<'_, ADD, _, _, _> { operands, bend };
-        walk.each_block(|block| Sums {
+        walk.each_block(channels.clone(), |block| Sums {
             walk,
             block,
             terms,
             table,
         })
     });
-    let mut found = ParameterGradients::zeros(affine.gamma.len());
-    for (channels, [g, product]) in parts {
-        for ((channel, g), product) in channels.zip(g).zip(product) {
-            found.beta[channel] += g;
-            found.gamma[channel] += product;
+    let mut found = ParameterGradients::zeros(channels.len());
+    for (part, [g, product]) in parts {
+        let first = part.start - channels.start;
+        for (index, (g, product)) in g.into_iter().zip(product).enumerate() {
+            found.beta[first + index] += g;
+            found.gamma[first + index] += product;
         }
     }
-    for (channel, gamma) in found.gamma.iter_mut().enumerate() {
+    for (gamma, channel) in found.gamma.iter_mut().zip(channels) {
         *gamma /= statistics.deviation(channel, affine.eps);
     }
     found
@@ -136,68 +139,29 @@ impl<const ADD: bool, B: Bend, X: Element, T: Element> walk::Terms<3, 2>
     for Terms<'_, ADD, B, X, T>
 {
     #[inline(always)]
-    fn add_run(
+    fn add<P: PerChannel, const L: usize>(
         self,
-        range: Range<usize>,
+        start: usize,
         valid: bool,
-        numbers: [f64; 3],
-        sums: &mut [[f64; LANES]; 2],
+        [mean, scale, beta]: [P; 3],
+        [gs, products]: &mut [[f64; L]; 2],
     ) {
-        let Operands { x, dy, residual } = self.operands.at(range);
-        let [mut gs, mut products] = *sums;
+        let Operands { x, dy, residual } = self.operands.at(start..start + L);
+        let terms = |lane: usize| {
+            let numbers = [mean.at(lane), scale.at(lane), beta.at(lane)];
+            self.of(x[lane], dy[lane], residual[lane], numbers)
+        };
         if valid {
-            let (x, x_rest) = x.as_chunks::<LANES>();
-            let (dy, dy_rest) = dy.as_chunks::<LANES>();
-            let (residual, residual_rest) = residual.as_chunks::<LANES>();
-            for ((x, dy), residual) in x.iter().zip(dy).zip(residual) {
-                for lane in 0..LANES {
-                    let [g, product] = self.of(x[lane], dy[lane], residual[lane], numbers);
-                    gs[lane] += g;
-                    products[lane] += product;
-                }
-            }
-            let rest = x_rest.iter().zip(dy_rest).zip(residual_rest);
-            for (lane, ((x, dy), residual)) in rest.enumerate() {
-                let [g, product] = self.of(*x, *dy, *residual, numbers);
+            for lane in 0..L {
+                let [g, product] = terms(lane);
                 gs[lane] += g;
                 products[lane] += product;
             }
         } else {
-            for ((x, dy), residual) in x.iter().zip(dy).zip(residual) {
-                let [g, product] = not_valid(self.of(*x, *dy, *residual, numbers));
-                gs[0] += g;
-                products[0] += product;
-            }
-        }
-        *sums = [gs, products];
-    }
-
-    #[inline(always)]
-    fn add_row(
-        self,
-        range: Range<usize>,
-        valid: bool,
-        [mean, scale, beta]: [&[f64]; 3],
-        [gs, products]: &mut [Vec<f64>; 2],
-    ) {
-        let count = range.len();
-        let Operands { x, dy, residual } = self.operands.at(range);
-        let [mean, scale, beta] = [&mean[..count], &scale[..count], &beta[..count]];
-        let (gs, products) = (&mut gs[..count], &mut products[..count]);
-        if valid {
-            for index in 0..count {
-                let numbers = [mean[index], scale[index], beta[index]];
-                let [g, product] = self.of(x[index], dy[index], residual[index], numbers);
-                gs[index] += g;
-                products[index] += product;
-            }
-        } else {
-            for index in 0..count {
-                let numbers = [mean[index], scale[index], beta[index]];
-                let terms = self.of(x[index], dy[index], residual[index], numbers);
-                let [g, product] = not_valid(terms);
-                gs[index] += g;
-                products[index] += product;
+            for lane in 0..L {
+                let [g, product] = not_valid(terms(lane));
+                gs[lane] += g;
+                products[lane] += product;
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Gradient of x. Twin: `shaders/input_gradient.wgsl`.
 
+use std::ops::Range;
+
 use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
 use super::cut::{Bend, Straight, choose};
@@ -55,9 +57,11 @@ where
         dy: &g.values,
         residual: &x.values,
     };
-    let walk = g.walk(&valid);
+    let (walk, all) = (g.walk(&valid), 0..g.shape.channels());
+    let table = |_| table(all.clone(), statistics, &affine, gradients);
+    let groups = std::slice::from_ref(&all);
     g.like(input_gradients(
-        &walk, operands, statistics, &affine, gradients, false,
+        &walk, operands, statistics, &affine, false, groups, table,
     ))
 }
 
@@ -90,7 +94,7 @@ pub fn input_gradient_in_place<T: Element, S: Data<Elem = T>, D: Dimension>(
         return Ok(());
     };
     let formula = InputGradient::<false, _>::new(Straight, statistics);
-    let table = table(statistics, &affine, gradients);
+    let table = table(0..shape.channels(), statistics, &affine, gradients);
     let walk = Walk::new(shape.view(), flags.as_deref());
     walk.map_in_place(formula, values, Some(&x_values.values), None, table);
     Ok(())
@@ -121,29 +125,37 @@ fn check(
     check_length("dbeta", gradients.beta.len(), channels)
 }
 
-/// The values of `dx`, with `g` that of the activation, taken of `dy`.
+/// The values of `dx`, with `g` that of the activation, taken of `dy`; `table` is asked for [`table`] of
+/// each group of channels.
 pub(super) fn input_gradients<X: Element, T: Element>(
     walk: &Walk<'_>,
     operands: Operands<'_, X, T>,
     statistics: &Statistics,
     affine: &Affine,
-    gradients: &ParameterGradients,
     with_residual: bool,
+    groups: &[Range<usize>],
+    table: impl Fn(usize) -> Table<5> + Sync + Send,
 ) -> Vec<T> {
-    let table = table(statistics, affine, gradients);
     choose!(affine.activation, with_residual, |ADD, bend| {
         let formula = InputGradient::<ADD, _>::new(bend, statistics);
-        walk.map(formula, operands, table)
+        walk.map_groups(groups, formula, operands, table)
     })
 }
 
-/// Mean, scale and shift of each channel, `dβ/M`, and what takes `x − mean` to `x̂·dγ/M`.
-fn table(statistics: &Statistics, affine: &Affine, gradients: &ParameterGradients) -> Table<5> {
-    Table::new(affine.gamma.len(), |channel| {
+/// Mean, scale and shift of each of some channels, `dβ/M`, and what takes `x − mean` to `x̂·dγ/M`. The
+/// gradients are those of the same channels.
+pub(super) fn table(
+    channels: Range<usize>,
+    statistics: &Statistics,
+    affine: &Affine,
+    gradients: &ParameterGradients,
+) -> Table<5> {
+    let first = channels.start;
+    Table::new(channels, |channel| {
         let deviation = statistics.deviation(channel, affine.eps);
         let [mean, scale, beta] = affine.numbers(statistics, channel);
-        let dbeta_mean = gradients.beta[channel] / statistics.count;
-        let dgamma_mean = gradients.gamma[channel] / statistics.count;
+        let dbeta_mean = gradients.beta[channel - first] / statistics.count;
+        let dgamma_mean = gradients.gamma[channel - first] / statistics.count;
         [mean, scale, beta, dbeta_mean, dgamma_mean / deviation]
     })
 }

@@ -2,7 +2,7 @@
 
 use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
-use super::walk::{Source, filled};
+use super::collect::{self, Source};
 use super::{Affine, Element, ParameterGradients, Statistics, Valid, Values};
 use super::{backward, moments, normalize, update_running};
 use crate::layer::check_channels;
@@ -293,7 +293,10 @@ fn kept<T: Stored, S: Data<Elem = T>, D: Dimension>(
     layout: Layout,
 ) -> Result<ArrayD<f32>, Error> {
     let array = Values::new(array, layout)?;
-    array.like(filled(array.values.len(), &Converted(&array.values)))
+    array.like(collect::in_order(
+        array.values.len(),
+        &Converted(&array.values),
+    ))
 }
 
 /// The same values in f32.
@@ -301,13 +304,9 @@ struct Converted<'a, T>(&'a [T]);
 
 impl<T: Stored> Source for Converted<'_, T> {
     type Value = f32;
-    type Place = ();
 
     #[inline(always)]
-    fn place(&self, _: usize) {}
-
-    #[inline(always)]
-    fn fill(&self, (): &mut (), index: usize, out: &mut [f32]) {
+    fn fill(&self, index: usize, out: &mut [f32]) {
         for (out, value) in out.iter_mut().zip(&self.0[index..]) {
             *out = value.to_f64() as f32;
         }

@@ -13,8 +13,8 @@
 //! It is also fast: `scripts/cpu_pytorch.py` times it beside PyTorch's CPU kernels. All of rayon's
 //! threads take part once a tensor has 32,768 values, in loops that are compiled for several kinds of
 //! processor and chosen at run time. `RAYON_NUM_THREADS`, or a `rayon::ThreadPool` of the caller's,
-//! sets their number. Forward reads x twice and writes y; [`backward`] reads x and dy twice and
-//! writes dx.
+//! sets their number. Forward reads x twice and writes y; [`backward`] reads x and dy twice,
+//! where a channel fits in the processor's caches once from memory, and writes dx.
 //!
 //! [`BatchNorm`] keeps a copy of x in f32 for its backward pass. Who owns x, and keeps it, needs none:
 //! the functions take what they read.
@@ -52,6 +52,7 @@
 
 mod activation_gradient;
 mod backward;
+mod collect;
 mod cut;
 mod element;
 mod gradients;

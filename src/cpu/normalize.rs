@@ -1,5 +1,7 @@
 //! Normalize, scale, shift, add a residual, activate. Twin: `shaders/normalize.wgsl`.
 
+use std::ops::Range;
+
 use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
 use super::cut::{Bend, choose};
@@ -62,9 +64,12 @@ impl Affine {
 
     /// Those of each channel.
     pub(super) fn table(&self, statistics: &Statistics) -> Table<3> {
-        Table::new(self.gamma.len(), |channel| {
-            self.numbers(statistics, channel)
-        })
+        self.table_of(0..self.gamma.len(), statistics)
+    }
+
+    /// Those of some channels.
+    pub(super) fn table_of(&self, channels: Range<usize>, statistics: &Statistics) -> Table<3> {
+        Table::new(channels, |channel| self.numbers(statistics, channel))
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
-use super::walk::{Block, LANES, Terms, Walk};
+use super::walk::{Block, PerChannel, Terms, Walk};
 use super::{Element, Valid, Values};
 use crate::layer::check_length;
 use crate::{Error, Layout, Options};
@@ -153,7 +153,7 @@ pub fn moments<T: Element, S: Data<Elem = T>, D: Dimension>(
     let valid = Valid::new(valid, &x.shape)?;
     let (walk, values) = (&x.walk(&valid), &*x.values);
     let channels = x.shape.channels();
-    let parts = walk.each_block(|block| PartOf {
+    let parts = walk.each_block(0..channels, |block| PartOf {
         walk,
         values,
         block,
@@ -234,16 +234,15 @@ struct Sum<'a, T>(&'a [T]);
 
 impl<T: Element> Terms<0, 1> for Sum<'_, T> {
     #[inline(always)]
-    fn add_run(self, range: Range<usize>, valid: bool, _: [f64; 0], sums: &mut [[f64; LANES]; 1]) {
+    fn add<P: PerChannel, const L: usize>(
+        self,
+        start: usize,
+        valid: bool,
+        _: [P; 0],
+        [sums]: &mut [[f64; L]; 1],
+    ) {
         if valid {
-            add_run(&self.0[range], |x| x, sums);
-        }
-    }
-
-    #[inline(always)]
-    fn add_row(self, range: Range<usize>, valid: bool, _: [&[f64]; 0], [sums]: &mut [Vec<f64>; 1]) {
-        if valid {
-            for (sum, x) in sums.iter_mut().zip(&self.0[range]) {
+            for (sum, x) in sums.iter_mut().zip(&self.0[start..start + L]) {
                 *sum += x.to_f64();
             }
         }
@@ -256,49 +255,21 @@ struct Squares<'a, T>(&'a [T]);
 
 impl<T: Element> Terms<1, 1> for Squares<'_, T> {
     #[inline(always)]
-    fn add_run(
+    fn add<P: PerChannel, const L: usize>(
         self,
-        range: Range<usize>,
+        start: usize,
         valid: bool,
-        [mean]: [f64; 1],
-        sums: &mut [[f64; LANES]; 1],
+        [mean]: [P; 1],
+        [sums]: &mut [[f64; L]; 1],
     ) {
         if valid {
-            add_run(&self.0[range], |x| (x - mean) * (x - mean), sums);
-        }
-    }
-
-    #[inline(always)]
-    fn add_row(
-        self,
-        range: Range<usize>,
-        valid: bool,
-        [mean]: [&[f64]; 1],
-        [sums]: &mut [Vec<f64>; 1],
-    ) {
-        if valid {
-            for ((sum, x), mean) in sums.iter_mut().zip(&self.0[range]).zip(mean) {
-                let apart = x.to_f64() - mean;
+            let values = &self.0[start..start + L];
+            for (lane, (sum, x)) in sums.iter_mut().zip(values).enumerate() {
+                let apart = x.to_f64() - mean.at(lane);
                 *sum += apart * apart;
             }
         }
     }
-}
-
-/// Adds a term of each value to any of the sums.
-#[inline(always)]
-fn add_run<T: Element>(values: &[T], term: impl Fn(f64) -> f64, [sums]: &mut [[f64; LANES]; 1]) {
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    let mut found = *sums;
-    for chunk in chunks {
-        for (found, x) in found.iter_mut().zip(chunk) {
-            *found += term(x.to_f64());
-        }
-    }
-    for (found, x) in found.iter_mut().zip(rest) {
-        *found += term(x.to_f64());
-    }
-    *sums = found;
 }
 
 /// The mean and the population variance of each channel of `x`: those of [`moments`] over all

@@ -15,35 +15,40 @@ use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use rayon::iter::plumbing::{
-    Consumer, Folder, Producer, ProducerCallback, UnindexedConsumer, bridge,
-};
+use rayon::iter::plumbing::Folder;
 use rayon::prelude::*;
 
 use super::Element;
+use super::collect::{self, ITEM, Source, Strips};
 use crate::View;
 
-/// Values of an output that rayon is given at a time.
-const ITEM: usize = 16;
-/// Values of an output that are computed at a time: about as many as a core's queue of stores holds,
-/// so that they are on their way to memory while the next are computed.
-const BATCH: usize = 32 * ITEM;
-/// Values of an output that are computed together: several of the processor's vectors.
+/// Values that are computed together where each has numbers of its own: several of the processor's
+/// vectors.
 const GROUP: usize = 8;
-/// Values that are written over at a time.
+/// Values that are computed before they are written over others.
+const BATCH: usize = 512;
+/// Values that a thread writes over at a time.
 const CHUNK: usize = 16 * BATCH;
 /// Values that are summed at a time, at most: they stay in a core's cache for a second pass.
 const BLOCK: usize = 1 << 16;
 /// Values of neighbouring runs that are summed side by side, so that memory is read in order.
 const NEIGHBOURS: usize = 4096;
+/// Values of a group of channels, at most, for it to stay in a core's caches with another tensor of
+/// the same size.
+const KEPT: usize = 1 << 18;
 /// Shorter runs are taken as columns of a row.
 const SHORT: usize = 16;
 /// Columns of a row: narrower ones are joined, wider ones are summed in parts.
 const COLUMNS: Range<usize> = 256..1024;
+/// Rows that are summed at a time: each sum is then read and written once for all.
+const ROWS: usize = 4;
+/// Values from one row to the next, at least, for that to pay: nearer rows share pages of memory, and
+/// the processor, which then sees no order in what is read, fetches nothing ahead.
+const APART: usize = 1024;
 /// Accumulators of a sum over a run.
-pub(super) const LANES: usize = 8;
+const LANES: usize = 8;
 /// Smaller tensors are left to one thread: waking others takes longer.
-const SMALL: usize = 1 << 15;
+pub(super) const SMALL: usize = 1 << 15;
 
 /// A tensor's walk.
 pub(super) struct Walk<'a> {
@@ -83,6 +88,8 @@ pub(super) struct Block {
 
 /// A number for each channel, in a loop over values: of a run, which all have the same, or of a row.
 pub(super) trait PerChannel: Copy {
+    /// Whether all have the same: it then leaves more of the processor's registers for values.
+    const SHARED: bool;
     /// Those of some of the values.
     fn part(self, range: Range<usize>) -> Self;
     /// That of a value.
@@ -90,6 +97,8 @@ pub(super) trait PerChannel: Copy {
 }
 
 impl PerChannel for f64 {
+    const SHARED: bool = true;
+
     #[inline(always)]
     fn part(self, _: Range<usize>) -> Self {
         self
@@ -102,6 +111,8 @@ impl PerChannel for f64 {
 }
 
 impl PerChannel for &[f64] {
+    const SHARED: bool = false;
+
     #[inline(always)]
     fn part(self, range: Range<usize>) -> Self {
         &self[range]
@@ -113,28 +124,65 @@ impl PerChannel for &[f64] {
     }
 }
 
-/// K numbers for each channel.
-pub(super) struct Table<const K: usize>([Vec<f64>; K]);
+/// The number of a run, and that of the next.
+#[derive(Clone, Copy)]
+struct Both {
+    head: f64,
+    tail: f64,
+    /// From which value on the second is meant.
+    split: usize,
+}
+
+impl PerChannel for Both {
+    const SHARED: bool = false;
+
+    #[inline(always)]
+    fn part(self, range: Range<usize>) -> Self {
+        Self {
+            split: self.split.saturating_sub(range.start),
+            ..self
+        }
+    }
+
+    #[inline(always)]
+    fn at(self, index: usize) -> f64 {
+        if index < self.split {
+            self.head
+        } else {
+            self.tail
+        }
+    }
+}
+
+/// K numbers for each of some channels.
+pub(super) struct Table<const K: usize> {
+    first: usize,
+    columns: [Vec<f64>; K],
+}
 
 impl<const K: usize> Table<K> {
-    pub(super) fn new(channels: usize, numbers: impl Fn(usize) -> [f64; K]) -> Self {
+    pub(super) fn new(channels: Range<usize>, numbers: impl Fn(usize) -> [f64; K]) -> Self {
+        let first = channels.start;
         let mut columns = [const { Vec::new() }; K];
-        for channel in 0..channels {
+        for channel in channels {
             for (column, number) in columns.iter_mut().zip(numbers(channel)) {
                 column.push(number);
             }
         }
-        Self(columns)
+        Self { first, columns }
     }
 
     #[inline(always)]
     fn at(&self, index: usize) -> [f64; K] {
-        self.0.each_ref().map(|column| column[index])
+        self.columns
+            .each_ref()
+            .map(|column| column[index - self.first])
     }
 
     #[inline(always)]
     pub(super) fn slices(&self, range: Range<usize>) -> [&[f64]; K] {
-        self.0.each_ref().map(|column| &column[range.clone()])
+        let range = range.start - self.first..range.end - self.first;
+        self.columns.each_ref().map(|column| &column[range.clone()])
     }
 }
 
@@ -160,7 +208,7 @@ impl<X, T> Operands<'_, X, T> {
 }
 
 /// What is computed of each value alone, with K numbers for each channel.
-pub(super) trait Formula<X, T, const K: usize>: Copy + Sync {
+pub(super) trait Formula<X, T: Element, const K: usize>: Copy + Sync {
     /// Computes it for some neighbouring values, which count or do not.
     fn values<P: PerChannel, const L: usize>(
         self,
@@ -169,6 +217,28 @@ pub(super) trait Formula<X, T, const K: usize>: Copy + Sync {
         numbers: [P; K],
         out: &mut [T; L],
     );
+
+    /// Computes it for an item of neighbouring values.
+    #[inline(always)]
+    fn item<P: PerChannel>(
+        self,
+        operands: Operands<'_, X, T>,
+        valid: bool,
+        numbers: [P; K],
+    ) -> [T; ITEM] {
+        let mut item = [T::from_f64(0.0); ITEM];
+        if P::SHARED {
+            self.values(operands.at(0..ITEM), valid, numbers, &mut item);
+            return item;
+        }
+        let (groups, _) = item.as_chunks_mut::<GROUP>();
+        for (number, group) in groups.iter_mut().enumerate() {
+            let range = number * GROUP..(number + 1) * GROUP;
+            let numbers = numbers.map(|numbers| numbers.part(range.clone()));
+            self.values(operands.at(range), valid, numbers, group);
+        }
+        item
+    }
 
     /// Computes it for neighbouring values, in groups of a size that the compiler knows. The last
     /// may have values in common with the one before.
@@ -206,23 +276,81 @@ pub(super) trait Formula<X, T, const K: usize>: Copy + Sync {
 
 /// What is summed: A terms of each value, with K numbers for each channel.
 pub(super) trait Terms<const K: usize, const A: usize>: Copy + Sync {
+    /// Adds the terms of neighbouring values, which count or do not, each to a sum of its own.
+    fn add<P: PerChannel, const L: usize>(
+        self,
+        start: usize,
+        valid: bool,
+        numbers: [P; K],
+        sums: &mut [[f64; L]; A],
+    );
+
     /// Adds the terms of neighbouring values of one channel, in any accumulators.
+    #[inline(always)]
     fn add_run(
         self,
-        range: Range<usize>,
+        run: Range<usize>,
         valid: bool,
         numbers: [f64; K],
         sums: &mut [[f64; LANES]; A],
-    );
+    ) {
+        let mut found = *sums;
+        let whole = run.start..run.end - run.len() % LANES;
+        for start in whole.clone().step_by(LANES) {
+            self.add(start, valid, numbers, &mut found);
+        }
+        for (lane, start) in (whole.end..run.end).enumerate() {
+            let mut one = found.map(|sums| [sums[lane]]);
+            self.add(start, valid, numbers, &mut one);
+            for (found, [one]) in found.iter_mut().zip(one) {
+                found[lane] = one;
+            }
+        }
+        *sums = found;
+    }
 
-    /// Adds the terms of neighbouring values, each to its own sum.
-    fn add_row(
+    /// Adds the terms of the values of rows, one row after the other, each to the sum of its column.
+    #[inline(always)]
+    fn add_rows<const R: usize>(
         self,
-        range: Range<usize>,
+        rows: [usize; R],
         valid: bool,
         numbers: [&[f64]; K],
         sums: &mut [Vec<f64>; A],
-    );
+    ) {
+        let columns = sums.first().map_or(0, Vec::len);
+        let whole = columns - columns % GROUP;
+        for column in (0..whole).step_by(GROUP) {
+            self.add_columns::<R, GROUP>(column, rows, valid, numbers, sums);
+        }
+        for column in whole..columns {
+            self.add_columns::<R, 1>(column, rows, valid, numbers, sums);
+        }
+    }
+
+    /// As many columns of that as there are from one on.
+    #[inline(always)]
+    fn add_columns<const R: usize, const L: usize>(
+        self,
+        column: usize,
+        rows: [usize; R],
+        valid: bool,
+        numbers: [&[f64]; K],
+        sums: &mut [Vec<f64>; A],
+    ) {
+        let columns = column..column + L;
+        let numbers = numbers.map(|numbers| numbers.part(columns.clone()));
+        let mut found = [[0.0; L]; A];
+        for (found, sums) in found.iter_mut().zip(&*sums) {
+            found.copy_from_slice(&sums[columns.clone()]);
+        }
+        for start in rows {
+            self.add(start + column, valid, numbers, &mut found);
+        }
+        for (found, sums) in found.iter().zip(sums) {
+            sums[columns.clone()].copy_from_slice(found);
+        }
+    }
 }
 
 impl<'a> Walk<'a> {
@@ -253,17 +381,19 @@ impl<'a> Walk<'a> {
         self.view.outer * self.view.channels * self.view.inner
     }
 
-    /// The numbers for each channel, or for each column.
+    /// The numbers for each channel, or for each column: then the first follow the last once more, for
+    /// items that belong to two rows.
     fn spread<const K: usize>(&self, table: Table<K>) -> Table<K> {
-        if !self.rows {
+        if !self.rows || self.len() == 0 {
             return table;
         }
-        let inner = self.view.inner;
-        Table(
-            table
-                .0
-                .map(|numbers| spread(&numbers, inner, self.unit).into_owned()),
-        )
+        let (inner, columns) = (self.view.inner, self.unit + ITEM);
+        Table {
+            columns: table
+                .columns
+                .map(|numbers| spread(&numbers, inner, columns).into_owned()),
+            ..table
+        }
     }
 
     /// The segments from a flat index on.
@@ -295,23 +425,23 @@ impl<'a> Walk<'a> {
         (others.unwrap_or(flags.len()), valid)
     }
 
-    /// The parts in which the tensor is summed, in the order in which they are added: the first in
+    /// The parts in which some channels are summed, in the order in which they are added: the first in
     /// memory last, so that the pass over memory that comes next finds them in the caches.
-    fn blocks(&self) -> Vec<Block> {
+    fn blocks(&self, channels: Range<usize>) -> Vec<Block> {
         let mut blocks = Vec::new();
         if self.len() == 0 {
             return blocks;
         }
         if self.rows {
-            self.row_blocks(&mut blocks);
+            self.row_blocks(channels, &mut blocks);
         } else {
-            self.run_blocks(&mut blocks);
+            self.run_blocks(channels, &mut blocks);
         }
         blocks.sort_by_key(|block| Reverse(block.start));
         blocks
     }
 
-    fn row_blocks(&self, blocks: &mut Vec<Block>) {
+    fn row_blocks(&self, summed: Range<usize>, blocks: &mut Vec<Block>) {
         let View {
             outer,
             channels,
@@ -321,7 +451,7 @@ impl<'a> Walk<'a> {
         let joined = self.unit / row;
         // Wide rows in parts, of whole channels.
         let width = (COLUMNS.end / inner).max(1);
-        for part in parts(0..channels, width) {
+        for part in parts(summed, width) {
             let run = match joined {
                 1 => part.len() * inner,
                 _ => self.unit,
@@ -344,13 +474,13 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn run_blocks(&self, blocks: &mut Vec<Block>) {
+    fn run_blocks(&self, summed: Range<usize>, blocks: &mut Vec<Block>) {
         let View {
             outer,
             channels,
             inner,
         } = self.view;
-        for part in parts(0..channels, (NEIGHBOURS / inner).max(1)) {
+        for part in parts(summed, self.neighbours()) {
             for run in parts(0..inner, BLOCK) {
                 for outers in parts(0..outer, (BLOCK / (part.len() * run.len())).max(1)) {
                     blocks.push(Block {
@@ -385,14 +515,48 @@ impl<'a> Walk<'a> {
             .sum()
     }
 
-    /// What a kernel makes of each block, in the order of the blocks.
-    pub(super) fn each_block<K>(&self, kernel: impl Fn(Block) -> K + Sync) -> Vec<K::Output>
+    /// How many channels of neighbouring runs are summed side by side, at most.
+    fn neighbours(&self) -> usize {
+        (NEIGHBOURS / self.view.inner).max(1)
+    }
+
+    /// The channels, in groups of which each is best summed and then mapped by one thread, since it
+    /// stays in the caches; all in one where it would not, or where threads would have nothing to do.
+    /// Sums are the same by any.
+    pub(super) fn groups(&self) -> Vec<Range<usize>> {
+        let View {
+            outer,
+            channels,
+            inner,
+        } = self.view;
+        let all = 0..channels;
+        if self.rows || self.len() < SMALL {
+            return vec![all];
+        }
+        let size = 1 << self.neighbours().ilog2();
+        let groups = parts(all.clone(), size);
+        let (row, run) = (channels * inner, size * inner);
+        let aligned = row.is_multiple_of(ITEM) && run.is_multiple_of(ITEM);
+        let kept = outer * run <= KEPT;
+        let shared_out = groups.clone().count() >= 4 * rayon::current_num_threads();
+        match aligned && kept && shared_out {
+            true => groups.collect(),
+            false => vec![all],
+        }
+    }
+
+    /// What a kernel makes of each block of some channels, in the order of the blocks.
+    pub(super) fn each_block<K>(
+        &self,
+        channels: Range<usize>,
+        kernel: impl Fn(Block) -> K + Sync,
+    ) -> Vec<K::Output>
     where
         K: pulp::NullaryFnOnce<Output: Send>,
     {
         let arch = pulp::Arch::new();
         let run = |block| arch.dispatch(kernel(block));
-        let blocks = self.blocks();
+        let blocks = self.blocks(channels);
         match self.len() < SMALL {
             true => blocks.into_iter().map(run).collect(),
             false => blocks.into_par_iter().map(run).collect(),
@@ -413,10 +577,19 @@ impl<'a> Walk<'a> {
             let numbers = numbers.map(|numbers| spread(numbers, inner, block.run));
             let numbers = numbers.each_ref().map(|numbers| &**numbers);
             let mut sums = [(); A].map(|()| vec![0.0; block.run]);
-            for step in 0..block.steps {
-                let start = block.start + step * block.step;
-                let valid = self.valid.is_none_or(|flags| flags[block.position + step]);
-                terms.add_row(start..start + block.run, valid, numbers, &mut sums);
+            let row = |step: usize| block.start + step * block.step;
+            let valid = |step| self.valid.is_none_or(|flags| flags[block.position + step]);
+            let (apart, mut step) = (block.step >= APART, 0);
+            while step < block.steps {
+                let mut together = step..block.steps.min(step + ROWS);
+                if apart && together.len() == ROWS && together.all(valid) {
+                    let rows = std::array::from_fn::<_, ROWS, _>(|number| row(step + number));
+                    terms.add_rows(rows, true, numbers, &mut sums);
+                    step += ROWS;
+                } else {
+                    terms.add_rows([row(step)], valid(step), numbers, &mut sums);
+                    step += 1;
+                }
             }
             return sums.map(|sums| gather(sums, inner, channels));
         }
@@ -451,14 +624,39 @@ impl<'a> Walk<'a> {
         operands: Operands<'_, X, T>,
         table: Table<K>,
     ) -> Vec<T> {
-        let (walk, table) = (self, &self.spread(table));
         let source = Mapped {
-            walk,
+            walk: self,
             formula,
             operands,
-            table,
+            table: self.spread(table),
         };
-        filled(self.len(), &source)
+        collect::in_order(self.len(), &source)
+    }
+
+    /// The values of a new tensor by a formula whose numbers are known group by group: those of one are
+    /// asked for when it is its turn.
+    pub(super) fn map_groups<X: Element, T: Element, const K: usize>(
+        &self,
+        groups: &[Range<usize>],
+        formula: impl Formula<X, T, K>,
+        operands: Operands<'_, X, T>,
+        table: impl Fn(usize) -> Table<K> + Sync + Send,
+    ) -> Vec<T> {
+        if groups.len() == 1 {
+            return self.map(formula, operands, table(0));
+        }
+        let source = |group| Mapped {
+            walk: self,
+            formula,
+            operands,
+            table: table(group),
+        };
+        let run = |group: &Range<usize>| group.len() * self.view.inner / ITEM;
+        let strips = Strips {
+            rounds: self.view.outer,
+            items: groups.iter().map(run).collect(),
+        };
+        collect::in_strips(strips, source)
     }
 
     /// The formula's values, written over the one tensor that is not given for itself.
@@ -492,150 +690,9 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// What the values of a new vector are.
-pub(super) trait Source: Sync {
-    type Value: Element;
-    /// What it takes to go on from a value to the next.
-    type Place;
-
-    /// The place of the value with an index.
-    fn place(&self, index: usize) -> Self::Place;
-
-    /// Fills in the next values, of which the first has an index.
-    fn fill(&self, place: &mut Self::Place, index: usize, out: &mut [Self::Value]);
-}
-
-/// A new vector, whose memory is written once.
-pub(super) fn filled<S: Source>(len: usize, source: &S) -> Vec<S::Value> {
-    let whole = len / ITEM;
-    // The last one is not whole.
-    let mut items = Vec::with_capacity(whole + 1);
-    let all = Items {
-        source,
-        range: 0..whole,
-    };
-    match len < SMALL {
-        true => items = Producer::fold_with(all, InVec(items)).complete(),
-        false => all.collect_into_vec(&mut items),
-    }
-    let mut values = items.into_flattened();
-    let mut rest = [S::Value::from_f64(0.0); ITEM];
-    let rest = &mut rest[..len % ITEM];
-    source.fill(&mut source.place(whole * ITEM), whole * ITEM, rest);
-    values.extend_from_slice(rest);
-    values
-}
-
-/// Some items of a new vector, by their numbers. rayon's own iterators would take each from a
-/// function, and that from code for any processor; this one is a loop for the processor at hand.
-struct Items<'a, S> {
-    source: &'a S,
-    range: Range<usize>,
-}
-
-impl<S: Source> ParallelIterator for Items<'_, S> {
-    type Item = [S::Value; ITEM];
-
-    fn drive_unindexed<C: UnindexedConsumer<Self::Item>>(self, consumer: C) -> C::Result {
-        bridge(self, consumer)
-    }
-
-    fn opt_len(&self) -> Option<usize> {
-        Some(self.range.len())
-    }
-}
-
-impl<S: Source> IndexedParallelIterator for Items<'_, S> {
-    fn len(&self) -> usize {
-        self.range.len()
-    }
-
-    fn drive<C: Consumer<Self::Item>>(self, consumer: C) -> C::Result {
-        bridge(self, consumer)
-    }
-
-    fn with_producer<C: ProducerCallback<Self::Item>>(self, callback: C) -> C::Output {
-        callback.callback(self)
-    }
-}
-
-impl<'a, S: Source> Producer for Items<'a, S> {
-    type Item = [S::Value; ITEM];
-    type IntoIter = std::vec::IntoIter<Self::Item>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        Producer::fold_with(self, InVec(Vec::new()))
-            .complete()
-            .into_iter()
-    }
-
-    fn split_at(self, index: usize) -> (Self, Self) {
-        let source = self.source;
-        let middle = self.range.start + index;
-        let [head, tail] = [self.range.start..middle, middle..self.range.end];
-        let part = |range| Self { source, range };
-        (part(head), part(tail))
-    }
-
-    fn fold_with<F: Folder<Self::Item>>(self, folder: F) -> F {
-        let items = self;
-        pulp::Arch::new().dispatch(Folded { items, folder })
-    }
-}
-
-/// Where there is one thread, its items.
-struct InVec<T>(Vec<T>);
-
-impl<T> Folder<T> for InVec<T> {
-    type Result = Vec<T>;
-
-    #[inline(always)]
-    fn consume(mut self, item: T) -> Self {
-        self.0.push(item);
-        self
-    }
-
-    fn complete(self) -> Vec<T> {
-        self.0
-    }
-
-    fn full(&self) -> bool {
-        false
-    }
-}
-
-/// Items, given one after the other to what takes them.
-struct Folded<'a, S, F> {
-    items: Items<'a, S>,
-    folder: F,
-}
-
-impl<S: Source, F: Folder<[S::Value; ITEM]>> pulp::NullaryFnOnce for Folded<'_, S, F> {
-    type Output = F;
-
-    #[inline(always)]
-    fn call(self) -> F {
-        let Items { source, range } = self.items;
-        let (mut folder, end) = (self.folder, range.end * ITEM);
-        let mut index = range.start * ITEM;
-        let mut place = source.place(index);
-        let mut batch = [S::Value::from_f64(0.0); BATCH];
-        while index < end && !folder.full() {
-            let batch = &mut batch[..BATCH.min(end - index)];
-            source.fill(&mut place, index, batch);
-            index += batch.len();
-            let (items, _) = batch.as_chunks::<ITEM>();
-            for item in items {
-                folder = folder.consume(*item);
-            }
-        }
-        folder
-    }
-}
-
 /// A range in parts of a power of two each, no larger than `most`, and what is left. Where all sizes
 /// are powers of two, and the sums are exact, so are the means of all parts.
-fn parts(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+fn parts(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     let size = 1 << most.ilog2();
     let end = range.end;
     range
@@ -725,31 +782,93 @@ struct Mapped<'a, F, X, T, const K: usize> {
     formula: F,
     operands: Operands<'a, X, T>,
     /// For each channel, or for each column.
-    table: &'a Table<K>,
+    table: Table<K>,
 }
 
-impl<'a, F: Formula<X, T, K>, X: Element, T: Element, const K: usize> Source
-    for Mapped<'a, F, X, T, K>
+impl<F: Formula<X, T, K>, X: Element, T: Element, const K: usize> Mapped<'_, F, X, T, K> {
+    /// The numbers of a part of a row, and of an item more.
+    #[inline(always)]
+    fn columns(&self, first: usize, count: usize) -> [&[f64]; K] {
+        match self.walk.rows {
+            true => self.table.slices(first..first + count + ITEM),
+            false => [&[]; K],
+        }
+    }
+}
+
+impl<F: Formula<X, T, K>, X: Element, T: Element, const K: usize> Source
+    for Mapped<'_, F, X, T, K>
 {
     type Value = T;
-    type Place = Segments<'a>;
 
     #[inline(always)]
-    fn place(&self, index: usize) -> Segments<'a> {
-        self.walk.segments(index)
+    fn fill(&self, index: usize, out: &mut [T]) {
+        let operands = self.operands.at(index..index + out.len());
+        let (rows, place) = (self.walk.rows, &mut self.walk.segments(index));
+        apply(rows, self.formula, operands, &self.table, place, out);
     }
 
     #[inline(always)]
-    fn fill(&self, place: &mut Segments<'a>, index: usize, out: &mut [T]) {
-        let operands = self.operands.at(index..index + out.len());
-        apply(
-            self.walk.rows,
-            self.formula,
+    fn fold<D: Folder<[T; ITEM]>>(&self, range: Range<usize>, mut folder: D) -> D {
+        // By value, for the compiler to see that no output changes them.
+        let Self {
+            walk,
+            formula,
             operands,
-            self.table,
-            place,
-            out,
-        );
+            ref table,
+        } = *self;
+        let rows = walk.rows;
+        let (mut index, mut place) = (range.start, walk.segments(range.start));
+        while index < range.end {
+            let Segment {
+                count,
+                first,
+                valid,
+            } = place.next(range.end - index);
+            let rest = count % ITEM;
+            let whole = count - rest;
+            let shared = table.at(first);
+            let columns = self.columns(first, count);
+            let own = operands.at(index..index + whole);
+            if rows {
+                for done in (0..whole).step_by(ITEM) {
+                    let range = done..done + ITEM;
+                    let numbers = columns.map(|numbers| numbers.part(range.clone()));
+                    folder = folder.consume(formula.item(own.at(range), valid, numbers));
+                }
+            } else {
+                for done in (0..whole).step_by(ITEM) {
+                    let operands = own.at(done..done + ITEM);
+                    folder = folder.consume(formula.item(operands, valid, shared));
+                }
+            }
+            index += whole;
+            if rest == 0 {
+                continue;
+            }
+            // An item whose values belong to two segments, or more.
+            let next = place.next(ITEM - rest);
+            let item = if rest + next.count < ITEM || next.valid != valid {
+                place = walk.segments(index + ITEM);
+                let mut item = [T::from_f64(0.0); ITEM];
+                self.fill(index, &mut item);
+                item
+            } else if rows {
+                let numbers = columns.map(|numbers| numbers.part(whole..whole + ITEM));
+                formula.item(operands.at(index..index + ITEM), valid, numbers)
+            } else {
+                let (heads, tails) = (shared, table.at(next.first));
+                let both: [Both; K] = std::array::from_fn(|number| Both {
+                    head: heads[number],
+                    tail: tails[number],
+                    split: rest,
+                });
+                formula.item(operands.at(index..index + ITEM), valid, both)
+            };
+            folder = folder.consume(item);
+            index += ITEM;
+        }
+        folder
     }
 }
 
