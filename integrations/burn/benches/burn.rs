@@ -2,7 +2,8 @@
 //!
 //! `cargo bench -p wgpu-batchnorm-burn [-- REPETITIONS]` prints the table of the README, made by
 //! medians of wall time from the first call to the end of the work on the GPU. Repetitions alternate,
-//! and so does who goes first. As a test it runs once over tiny tensors.
+//! and so does who goes first. Errors are the largest of y, or dx, against f64; ours fail the bench where
+//! they are more than rounding. As a test it runs once over tiny tensors.
 
 use std::time::Instant;
 
@@ -22,6 +23,8 @@ const SHAPES: [[usize; 4]; 4] = [
 const TINY: [[usize; 4]; 1] = [[2, 4, 5, 5]];
 /// Compiling, and choosing among kernels: burn's autotune.
 const WARM_UP: usize = 3;
+/// burn's default.
+const EPS: f64 = 1e-5;
 
 /// Weyl's sequence, evenly spread in -1 … 1.
 fn tensor(dims: [usize; 4], step: u32, device: &Device) -> Tensor<4> {
@@ -33,6 +36,10 @@ fn tensor(dims: [usize; 4], step: u32, device: &Device) -> Tensor<4> {
     .take(dims.iter().product())
     .collect();
     Tensor::from_data(TensorData::new(values, dims), device)
+}
+
+fn values(tensor: &Tensor<4>) -> Result<Vec<f32>, Failure> {
+    Ok(tensor.clone().into_data().try_to_vec::<f32>()?)
 }
 
 /// Milliseconds from the first call to the end of the work; what it gave is dropped after that.
@@ -47,7 +54,9 @@ fn timed<T>(device: &Device, work: impl FnOnce() -> T) -> Result<(f64, T), Failu
 /// What each operation took, in order: forward in training, inference, backward.
 type Times = [Vec<f64>; 3];
 
-/// Runs all operations once and notes what they took.
+/// Runs all operations once. Where the times count, the backward pass is that of y itself, whose dy
+/// is 1 everywhere: so there is none of burn's other operations in it, but for one that fills dy. Else it
+/// is that of Σ(y·dy).
 fn run(
     device: &Device,
     x: &Tensor<4>,
@@ -58,10 +67,10 @@ fn run(
 ) -> Result<[Tensor<4>; 3], Failure> {
     let (forward, y) = timed(device, || training(x.clone()))?;
     let (inference, y_eval) = timed(device, || evaluation(x.clone().inner()))?;
-    // The gradient of Σ(y·dy) by y is dy: burn's own operations that come before are not timed,
-    // but for one product, in both.
-    let loss = (y.clone() * dy.clone()).sum();
-    let (backward, gradients) = timed(device, || loss.backward())?;
+    let (backward, gradients) = match times {
+        Some(_) => timed(device, || y.clone().backward())?,
+        None => timed(device, || (y.clone() * dy.clone()).sum().backward())?,
+    };
     let dx = x.grad(&gradients).ok_or("no gradient of x")?;
     if let Some(times) = times {
         for (times, time) in times.iter_mut().zip([forward, inference, backward]) {
@@ -81,8 +90,43 @@ fn median(times: &[f64]) -> f64 {
     sorted(times)[times.len() / 2]
 }
 
-fn largest_difference(a: Tensor<4>, b: Tensor<4>) -> Result<f32, Failure> {
-    Ok((a - b).abs().max().into_data().try_to_vec::<f32>()?[0])
+/// y in training, y by the initial running statistics, and dx, in f64, for γ = 1 and β = 0.
+fn exact(dims: [usize; 4], x: &[f32], dy: &[f32]) -> [Vec<f64>; 3] {
+    let [batch, channels, height, width] = dims;
+    let plane = height * width;
+    let count = (batch * plane) as f64;
+    let mut found = [(); 3].map(|()| vec![0.0; x.len()]);
+    for channel in 0..channels {
+        let indices = || (0..batch).flat_map(|n| (0..plane).map(move |i| (n, i)));
+        let indices = || indices().map(|(n, i)| (n * channels + channel) * plane + i);
+        let (x, dy) = (|i: usize| f64::from(x[i]), |i: usize| f64::from(dy[i]));
+        let mean = indices().map(x).sum::<f64>() / count;
+        let var = indices().map(|i| (x(i) - mean).powi(2)).sum::<f64>() / count;
+        let inv_std = 1.0 / (var + EPS).sqrt();
+        let normal = |i| (x(i) - mean) * inv_std;
+        let dbeta = indices().map(dy).sum::<f64>();
+        let dgamma = indices().map(|i| dy(i) * normal(i)).sum::<f64>();
+        for i in indices() {
+            found[0][i] = normal(i);
+            found[1][i] = x(i) / (1.0 + EPS).sqrt();
+            found[2][i] = inv_std * (dy(i) - dbeta / count - normal(i) * dgamma / count);
+        }
+    }
+    found
+}
+
+/// The largest error.
+fn error(found: Tensor<4>, exact: &[f64]) -> Result<f64, Failure> {
+    let found = found.into_data().try_to_vec::<f32>()?;
+    let errors = found.iter().zip(exact);
+    let errors = errors.map(|(found, exact)| (f64::from(*found) - exact).abs());
+    Ok(errors.fold(0.0, |most, next| {
+        if next >= most || next.is_nan() {
+            next
+        } else {
+            most
+        }
+    }))
 }
 
 fn main() -> Result<(), Failure> {
@@ -112,8 +156,11 @@ fn main() -> Result<(), Failure> {
             (false, false) => "neither fusion nor autotune",
         },
     );
-    println!("| N×C×H×W | operation | burn | ours | ratio | burn, least–most | ours, least–most |");
-    println!("|---|---|---|---|---|---|---|");
+    println!(
+        "| N×C×H×W | operation | burn | ours | ratio | burn, least–most | ours, least–most | \
+         burn's error | our error |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
     for &dims in shapes {
         let x = tensor(dims, 0x9e37_79b9, &device).require_grad();
         let dy = tensor(dims, 0x7f4a_7c15, &device);
@@ -122,6 +169,7 @@ fn main() -> Result<(), Failure> {
         let (their_evaluation, our_evaluation) = (theirs.valid(), ours.valid());
         let mut their_times = Times::default();
         let mut our_times = Times::default();
+        let mut errors = Vec::new();
         for repetition in 0..WARM_UP + repetitions {
             let counts = repetition >= WARM_UP;
             let mut of_burn = || {
@@ -142,15 +190,18 @@ fn main() -> Result<(), Failure> {
                 let found = of_us()?;
                 (of_burn()?, found)
             };
-            // Both computed the same.
             if repetition == 0 {
-                for (found, expected) in found.into_iter().zip(expected) {
-                    let differs = largest_difference(found, expected)?;
-                    if differs.is_nan() || differs > 1e-4 {
-                        return Err(format!("{dims:?}: they differ by {differs}").into());
-                    }
+                let exact = exact(dims, &values(&x)?, &values(&dy)?);
+                for (index, exact) in exact.iter().enumerate() {
+                    errors.push([
+                        error(expected[index].clone(), exact)?,
+                        error(found[index].clone(), exact)?,
+                    ]);
                 }
             }
+        }
+        if let Some([_, ours]) = errors.iter().find(|[_, ours]| !(*ours < 1e-5)) {
+            return Err(format!("{dims:?}: our error is {ours}").into());
         }
         let name = dims.map(|size| size.to_string()).join("×");
         let total = |times: &Times| -> Vec<f64> {
@@ -158,21 +209,23 @@ fn main() -> Result<(), Failure> {
         };
         let [forward, inference, backward] =
             [0, 1, 2].map(|index| (their_times[index].clone(), our_times[index].clone()));
-        for (operation, (burn, ours)) in [
-            ("forward", forward),
-            ("inference", inference),
-            ("backward", backward),
-            (
-                "forward + backward",
-                (total(&their_times), total(&our_times)),
-            ),
+        let errors_of = |index: usize| {
+            let [burn, ours]: [f64; 2] = errors[index];
+            format!("{burn:.0e} | {ours:.0e}")
+        };
+        let both = (total(&their_times), total(&our_times));
+        for (operation, (burn, ours), errors) in [
+            ("forward", forward, errors_of(0)),
+            ("inference", inference, errors_of(1)),
+            ("backward", backward, errors_of(2)),
+            ("forward + backward", both, "|".to_owned()),
         ] {
             let spread = |times: &[f64]| {
                 let times = sorted(times);
                 format!("{:.1}–{:.1}", times[0], times[times.len() - 1])
             };
             println!(
-                "| {name} | {operation} | {:.1} | {:.1} | {:.1} | {} | {} |",
+                "| {name} | {operation} | {:.1} | {:.1} | {:.1} | {} | {} | {errors} |",
                 median(&burn),
                 median(&ours),
                 median(&burn) / median(&ours),
