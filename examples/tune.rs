@@ -13,7 +13,7 @@ use std::error::Error;
 
 use common::operations::{Buffers, Operation};
 use common::{Copy, Meter};
-use wgpu_batchnorm::{DType, LaneOrder, Layout, Options, Plan, Shape, Tuning};
+use wgpu_batchnorm::{DType, Layout, Options, Plan, Shape, Tuning};
 
 /// Every choice is timed so often, in turn with the others.
 const ROUNDS: usize = 9;
@@ -99,9 +99,6 @@ fn tunings(chosen: Tuning) -> Vec<(String, Tuning)> {
             tuning.lanes_across = across
         });
     }
-    for order in [LaneOrder::SideBySide, LaneOrder::Runs] {
-        push(format!("order {order:?}"), &|tuning| tuning.order = order);
-    }
     for workgroups in [16, 64, 256, 1024, 4096] {
         push(format!("reduction_workgroups {workgroups}"), &|tuning| {
             tuning.reduction_workgroups = workgroups;
@@ -117,7 +114,7 @@ fn tunings(chosen: Tuning) -> Vec<(String, Tuning)> {
             tuning.reduction_packs_max = packs
         });
     }
-    for packs in [4, 8, 16, 32, 128, 512, 2048] {
+    for packs in [4, 8, 16, 32, 128, 256, 512, 2048] {
         push(format!("map_packs {packs}"), &|tuning| {
             tuning.map_packs = packs
         });

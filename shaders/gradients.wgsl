@@ -74,6 +74,7 @@ struct Term {
 
 fn term_at(at: Place, pivot: PerChannel, remainder: PerChannel, cut: Cut) -> Term {
     let off = from_mean(x_at(at.address), pivot, remainder);
+    read_cut(at, cut);
     let gradient = gradient_before(dy_at(at.address), off, at, cut);
     if PRODUCTS {
         // Padding with a gradient of 0 says nothing, whatever x holds there.

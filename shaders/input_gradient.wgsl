@@ -36,6 +36,10 @@ struct Gradients {
     residual: Pack,
 }
 
+fn begin(at: Place, c: Coefficients) {
+    read_cut(at, c.cut);
+}
+
 fn result_at(at: Place, c: Coefficients) -> Gradients {
     let off = from_mean(x_at(at.address), c.pivot, c.remainder);
     let gradient = gradient_before(dy_at(at.address), off, at, c.cut);
@@ -49,6 +53,9 @@ fn result_at(at: Place, c: Coefficients) -> Gradients {
 fn put(index: u32, result: Gradients, next: Gradients) {
     put_residual_gradient(index, result.residual, next.residual);
     dx[index] = packed(result.x, next.x);
+}
+
+fn finish(at: Place, c: Coefficients) {
 }
 
 @compute @workgroup_size(LANES)

@@ -35,15 +35,22 @@ fn coefficients(column: u32) -> Coefficients {
     return Coefficients(centre, centre.inv_std * gamma[column], beta[column], kept_of(column));
 }
 
+fn begin(at: Place, c: Coefficients) {
+}
+
 fn result_at(at: Place, c: Coefficients) -> Pack {
     let off = from_mean(x_at(at.address), c.centre.pivot, c.centre.remainder);
     let z = with_residual(normalized(off, c.scale, c.shift), at);
-    keep(z, at, c.kept);
+    keep(z, at);
     return activated(z);
 }
 
 fn put(index: u32, result: Pack, next: Pack) {
     y[index] = packed(result, next);
+}
+
+fn finish(at: Place, c: Coefficients) {
+    write_kept(at, c.kept);
 }
 
 @compute @workgroup_size(LANES)

@@ -82,7 +82,8 @@ fn moments_of(tile: Tile, pivot: PerChannel) -> Moments {
     var walk = walk(tile);
     while walk.remaining >= 4u {
         var group = Moments();
-        for (var block = 0u; block < 8u && walk.remaining >= 4u; block += 1u) {
+        var blocks = 0u;
+        loop {
             let at_a = next(&walk);
             let at_b = next(&walk);
             let at_c = next(&walk);
@@ -103,6 +104,10 @@ fn moments_of(tile: Tile, pivot: PerChannel) -> Moments {
             let d_off = select(Pack(), d - mean, valid_d);
             let m2 = fold((a_off * a_off + b_off * b_off) + (c_off * c_off + d_off * d_off));
             group = merged(group, Moments(count, mean, m2));
+            blocks += 1u;
+            continuing {
+                break if blocks == 8u || walk.remaining < 4u;
+            }
         }
         own = merged(own, group);
     }

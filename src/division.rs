@@ -3,7 +3,6 @@
 //! All of it follows from the shape, the limits and the [`Tuning`], never from timing, so that a
 //! result is the same, bit for bit, from run to run. `shaders/lib/tile.wgsl` is the other side.
 
-use crate::tuning::LaneOrder;
 use crate::{DType, Error, Tuning, View};
 
 /// What one invocation computes with at once. Each has a file in `shaders/lib/pack/`.
@@ -262,9 +261,6 @@ pub(crate) struct Geometry {
     pub(crate) length: u32,
     pub(crate) splits: u32,
     pub(crate) split_length: u32,
-    pub(crate) lane_step: u32,
-    pub(crate) step: u32,
-    pub(crate) lane_length: u32,
     pub(crate) step_in_plane: u32,
     pub(crate) step_in_tensor: u32,
     pub(crate) next_plane: u32,
@@ -280,7 +276,6 @@ pub(crate) struct Geometry {
     pub(crate) mask_column_step: u32,
     pub(crate) mask_word_step: u32,
     pub(crate) mask_shift: u32,
-    pub(crate) padding: u32,
     pub(crate) probes: [u32; 12],
 }
 
@@ -339,11 +334,8 @@ struct MaskPlace {
 
 impl MaskPlace {
     /// For packs of a slice that a division of an element-wise kernel walks over.
-    fn new(map: &Division, block: Block, packs_per_word: u64, order: LaneOrder) -> Self {
-        let lanes = match order {
-            LaneOrder::SideBySide => u64::from(map.launch.lanes_y),
-            LaneOrder::Runs => 1,
-        };
+    fn new(map: &Division, block: Block, packs_per_word: u64) -> Self {
+        let lanes = u64::from(map.launch.lanes_y);
         let words = block.length().div_ceil(packs_per_word * lanes) * lanes;
         // What lanes write side by side lies side by side.
         let (column_step, word_step) = if block.plane == 1 {
@@ -450,7 +442,7 @@ impl Divisions {
                 false => lanes(block, tuning),
             };
             if slices.slices.len() == 1 {
-                whole = Division::whole(block, slices.pack_bytes, lanes, multiple, tuning, limits);
+                whole = Division::whole(block, slices.pack_bytes, lanes, tuning, limits);
             }
             // A mask must suit the lanes of both.
             let lanes = match &whole {
@@ -459,7 +451,7 @@ impl Divisions {
             };
             let mut map = Division::map(block, lanes, multiple, tuning, limits);
             slices.place(slice, &mut map.geometry);
-            let mut mask = MaskPlace::new(&map, slice.block, packs_per_word, tuning.order);
+            let mut mask = MaskPlace::new(&map, slice.block, packs_per_word);
             mask.first = mask_words;
             mask_words += mask.words;
             mask.put(&mut map.geometry);
@@ -515,7 +507,7 @@ impl Divisions {
             map.geometry.all_columns = view.channels as u32;
             maps.push(map);
         }
-        let mut mask = MaskPlace::new(&maps[0], pairs, packs_per_word, tuning.order);
+        let mut mask = MaskPlace::new(&maps[0], pairs, packs_per_word);
         mask.column_step = 0;
         let geometries = reductions.iter_mut().chain(&mut maps);
         for division in geometries {
@@ -564,7 +556,7 @@ impl Division {
             .min(splits_for(tuning.reduction_packs_min))
             .max(splits_for(tuning.reduction_packs_max));
         let split_length = block.length().div_ceil(splits);
-        Self::new(block, (lanes_x, lanes_y), split_length, 1, tuning, limits)
+        Self::new(block, (lanes_x, lanes_y), split_length, limits)
     }
 
     /// For an element-wise kernel, whose lanes take multiples of some packs.
@@ -577,7 +569,7 @@ impl Division {
     ) -> Self {
         let packs = u64::from(tuning.map_packs).next_multiple_of(multiple);
         let split_length = block.length().min(lanes.1 * packs);
-        Self::new(block, lanes, split_length, multiple, tuning, limits)
+        Self::new(block, lanes, split_length, limits)
     }
 
     /// For a kernel whose workgroups take columns whole, and walk over them twice: where all lanes
@@ -587,7 +579,6 @@ impl Division {
         block: Block,
         pack_bytes: u64,
         lanes: impl Fn(&Tuning) -> (u64, u64),
-        multiple: u64,
         tuning: &Tuning,
         limits: &wgpu::Limits,
     ) -> Option<Self> {
@@ -599,15 +590,12 @@ impl Division {
         };
         let (lanes_x, lanes_y) = lanes(&narrow);
         let bytes = lanes_x * block.length() * pack_bytes;
-        let packs = block.length().div_ceil(lanes_y).next_multiple_of(multiple);
+        let packs = block.length().div_ceil(lanes_y);
         let workgroups = block.columns.div_ceil(lanes_x);
         let fits = bytes <= tuning.whole_bytes
             && packs <= u64::from(tuning.reduction_packs_max)
             && workgroups >= u64::from(tuning.whole_workgroups);
-        fits.then(|| {
-            let lanes = (lanes_x, lanes_y);
-            Self::new(block, lanes, block.length(), multiple, tuning, limits)
-        })
+        fits.then(|| Self::new(block, (lanes_x, lanes_y), block.length(), limits))
     }
 
     /// For the merge of `length` partial results of each column.
@@ -641,22 +629,11 @@ impl Division {
         block: Block,
         (lanes_x, lanes_y): (u64, u64),
         split_length: u64,
-        run_multiple: u64,
-        tuning: &Tuning,
         limits: &wgpu::Limits,
     ) -> Self {
         let splits = block.length().div_ceil(split_length);
-        let (lane_step, step, lane_length) = match tuning.order {
-            LaneOrder::SideBySide => (1, lanes_y, split_length),
-            LaneOrder::Runs => {
-                let run = split_length
-                    .div_ceil(lanes_y)
-                    .next_multiple_of(run_multiple);
-                (run, 1, run)
-            }
-        };
-        let step_in_plane = step % block.plane;
-        let step_in_tensor = step / block.plane * block.columns * block.plane + step_in_plane;
+        let step_in_plane = lanes_y % block.plane;
+        let step_in_tensor = lanes_y / block.plane * block.columns * block.plane + step_in_plane;
         let tiles = block.columns.div_ceil(lanes_x);
         Self {
             launch: Launch {
@@ -670,9 +647,6 @@ impl Division {
                 length: block.length() as u32,
                 splits: splits as u32,
                 split_length: split_length as u32,
-                lane_step: lane_step as u32,
-                step: step as u32,
-                lane_length: lane_length as u32,
                 step_in_plane: step_in_plane as u32,
                 step_in_tensor: step_in_tensor as u32,
                 next_plane: ((block.columns - 1) * block.plane) as u32,
@@ -702,14 +676,14 @@ fn word_lanes(block: Block, packs_per_word: u64, tuning: &Tuning) -> (u64, u64) 
 
 /// With at most so many lanes, a power of two, on a column.
 fn shared_lanes(block: Block, shared: u64, tuning: &Tuning) -> (u64, u64) {
-    let lanes_x = if block.plane == 1 {
-        // Neighbouring columns are neighbours in memory: lanes across them coalesce.
-        tuning.lanes_across.min(tuning.lanes).into()
-    } else {
-        // They are not: go across only to fill a narrow workgroup.
-        (u64::from(tuning.lanes.min(64)) / shared).max(1)
+    // Where neighbouring columns are neighbours in memory, lanes across them coalesce.
+    let across = match block.plane {
+        1 => tuning.lanes_across.min(tuning.lanes),
+        _ => 1,
     };
-    let lanes_x = block.columns.min(lanes_x);
+    // And they go across to fill a narrow workgroup.
+    let filling = u64::from(tuning.lanes.min(64)) / shared;
+    let lanes_x = block.columns.min(filling.max(across.into()));
     let lanes_y = power_of_two_up_to(shared.min(u64::from(tuning.lanes) / lanes_x));
     (lanes_x, lanes_y.into())
 }
@@ -761,31 +735,18 @@ mod tests {
         small_views().map(|view| Block::new(view, Packing::of(view)))
     }
 
-    fn tunings() -> [Tuning; 6] {
+    fn tunings() -> [Tuning; 4] {
         let mut narrow = Tuning::gpu();
         narrow.lanes = 16;
         narrow.lanes_across = 4;
         narrow.reduction_packs_min = 1;
         narrow.reduction_packs_max = 3;
         narrow.map_packs = 1;
-        let mut narrow_runs = narrow.clone();
-        narrow_runs.order = LaneOrder::Runs;
-        let whole = |order| {
-            let mut whole = Tuning::gpu();
-            whole.lanes = 16;
-            whole.order = order;
-            whole.whole_bytes = u64::MAX;
-            whole.whole_workgroups = 1;
-            whole
-        };
-        [
-            Tuning::gpu(),
-            Tuning::cpu(),
-            narrow,
-            narrow_runs,
-            whole(LaneOrder::SideBySide),
-            whole(LaneOrder::Runs),
-        ]
+        let mut whole = Tuning::gpu();
+        whole.lanes = 16;
+        whole.whole_bytes = u64::MAX;
+        whole.whole_workgroups = 1;
+        [Tuning::gpu(), Tuning::cpu(), narrow, whole]
     }
 
     #[test]
@@ -849,18 +810,17 @@ mod tests {
                 }
                 let split_start = split * g.split_length;
                 let split_end = split_start + g.split_length.min(g.length - split_start);
-                let start = split_start + lane * g.lane_step;
+                let start = split_start + lane;
                 if start >= split_end {
                     continue;
                 }
-                let packs = g.lane_length.min(split_end - start);
                 let outer = start / g.plane;
                 let mut place = start - outer * g.plane;
                 let first = g.first_address + column * g.plane;
                 let mut address = first + outer * g.columns * g.plane + place;
-                let count = packs.div_ceil(g.step);
+                let count = (split_end - start).div_ceil(launch.lanes_y);
                 for step in 0..count {
-                    let number = g.first_number + start + step * g.step;
+                    let number = g.first_number + start + step * launch.lanes_y;
                     visit(g.first_column + column, address, number, step + 1 == count);
                     address = address.wrapping_add(g.step_in_tensor);
                     place += g.step_in_plane;
@@ -1029,6 +989,8 @@ mod tests {
                                 assert_eq!(written[pack].replace((word, bit)), None);
                             }
                         };
+                        // What came before in the same four packs of a lane.
+                        let (mut word_of_four, mut in_four) = (0, 0);
                         walk(map.launch, g, |column, address, number, last| {
                             if form.in_pairs() {
                                 for half in 0..2 {
@@ -1042,6 +1004,9 @@ mod tests {
                                 let pack = slice.first_pack + u64::from(address - g.first_address);
                                 let bit = mask_bit(g, column, number - g.first_number, values);
                                 keep(pack as usize, bit, last);
+                                assert!(in_four == 0 || word_of_four == bit.0, "{view:?}");
+                                word_of_four = bit.0;
+                                in_four = if last { 0 } else { (in_four + 1) % 4 };
                             }
                         });
                     }
@@ -1132,9 +1097,9 @@ mod tests {
         let split_start = (g.splits - 1) * g.split_length;
         let split_end = split_start + g.split_length.min(g.length - split_start);
         assert_eq!(split_end, g.length);
-        let last_start = split_start + (launch.lanes_y - 1) * g.lane_step;
+        let last_start = split_start + launch.lanes_y - 1;
         let last = split_end - 1;
-        assert!(last_start < u32::MAX - g.lane_length);
+        assert!(last_start < u32::MAX - launch.lanes_y);
         let outer = last / g.plane;
         let address = g.first_address
             + (g.columns - 1) * g.plane

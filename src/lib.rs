@@ -46,7 +46,7 @@ pub use plan::{BackwardBuffers, Commands, ForwardBuffers, Plan};
 pub use shape::{Layout, Shape, View};
 pub use synchronized::{Moments, Sums};
 pub use tensor::Tensor;
-pub use tuning::{LaneOrder, Tuning};
+pub use tuning::Tuning;
 pub use valid::Valid;
 #[cfg(not(target_arch = "wasm32"))]
 pub use verify::self_check_blocking;

@@ -3,15 +3,6 @@
 use crate::Error;
 use crate::division::power_of_two_up_to;
 
-/// How the invocations that share a channel go through its values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LaneOrder {
-    /// Neighbouring invocations take neighbouring values: what GPUs coalesce.
-    SideBySide,
-    /// Each invocation takes a run of its own: what a CPU's caches want.
-    Runs,
-}
-
 /// How work is divided. Chosen from the kind of device; any choice gives right results.
 ///
 /// A *pack* is what one invocation loads at once: four values where the shape allows it, else one.
@@ -20,11 +11,9 @@ pub enum LaneOrder {
 pub struct Tuning {
     /// Invocations in a workgroup, a power of two.
     pub lanes: u32,
-    /// Of these, at most so many side by side across channels, where channels are neighbours in
-    /// memory (inner = 1).
+    /// Of these, so many side by side across channels, where channels are neighbours in memory
+    /// (inner = 1); more only where a channel has too few values for the others.
     pub lanes_across: u32,
-    /// How invocations that share a channel go through it.
-    pub order: LaneOrder,
     /// Workgroups that a reduction is split into, where it is large enough.
     pub reduction_workgroups: u32,
     /// Packs that an invocation should at least get in a reduction before it is split further.
@@ -50,14 +39,13 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// For GPUs: wide workgroups, loads side by side, enough workgroups to fill a large device.
+    /// For GPUs: wide workgroups, enough workgroups to fill a large device.
     pub fn gpu() -> Self {
         Self {
             // wgpu's default limit, and 4 to 8 subgroups to hide the latency of memory.
             lanes: 256,
             // 32 packs of 16 bytes are 512 neighbouring bytes; 8 lanes are left for the rows.
             lanes_across: 32,
-            order: LaneOrder::SideBySide,
             // Eight workgroups for each of 128 multiprocessors.
             reduction_workgroups: 1024,
             // Two blocks of four: with less, a lane's share of the tree costs more than its loads.
@@ -79,15 +67,13 @@ impl Tuning {
     }
 
     /// For software adapters, which run an invocation in a vector lane of a CPU: a workgroup as
-    /// wide as the vector, long runs, few workgroups, little arithmetic.
+    /// wide as the vector, few of them, little arithmetic.
     pub fn cpu() -> Self {
         Self {
             // A vector of 256 bits. More than one vector per workgroup makes barriers expensive.
             lanes: 8,
-            // Neighbouring columns lie in the same lines of a cache.
-            lanes_across: 8,
-            // A run of its own keeps each lane's lines in the first cache until they are used up.
-            order: LaneOrder::Runs,
+            // Lanes in rows of their own: what a core fetches for one, it fetches for all.
+            lanes_across: 1,
             // A few for each core, for balance.
             reduction_workgroups: 16,
             // Against what a lane costs before its first load: pivot, walk, its share of the merge.
@@ -95,7 +81,7 @@ impl Tuning {
             // As for GPUs.
             reduction_packs_max: 256,
             // Against the same costs, above all the coefficients' loads.
-            map_packs: 512,
+            map_packs: 256,
             // The second reading costs as much as the first, in a cache or not.
             whole_bytes: 0,
             whole_workgroups: 1,

@@ -12,9 +12,9 @@ use ndarray::{Array1, ArrayD};
 use proptest::prelude::*;
 use wgpu_batchnorm::half::{bf16, f16};
 use wgpu_batchnorm::{
-    Activation, Adam, Algorithm, BatchNorm, Commands, DType, Error, Extra, Gpu, LaneOrder, Layout,
-    Mode, Moments, Momentum, OneValue, Optimizer, Options, Parameter, Plan, RmsProp,
-    RunningVariance, Sgd, Shape, State, Stored, Sums, Tensor, Tuning, Valid, Wanted, cpu, wgpu,
+    Activation, Adam, Algorithm, BatchNorm, Commands, DType, Error, Extra, Gpu, Layout, Mode,
+    Moments, Momentum, OneValue, Optimizer, Options, Parameter, Plan, RmsProp, RunningVariance,
+    Sgd, Shape, State, Stored, Sums, Tensor, Tuning, Valid, Wanted, cpu, wgpu,
 };
 
 fn gpu(limits: wgpu::Limits) -> Gpu {
@@ -61,32 +61,22 @@ fn number() -> impl Strategy<Value = f64> {
 }
 
 fn tuning() -> impl Strategy<Value = Tuning> {
-    let order = prop_oneof![Just(LaneOrder::SideBySide), Just(LaneOrder::Runs)];
     let lanes = prop_oneof![any::<u32>(), (0..12_u32).prop_map(|power| 1 << power)];
     let count = || prop_oneof![4 => 1..300_u32, 1 => any::<u32>()];
     let whole = (any::<u64>(), count());
-    (
-        lanes,
-        count(),
-        order,
-        count(),
-        count(),
-        count(),
-        count(),
-        whole,
-    )
-        .prop_map(|(lanes, across, order, workgroups, min, max, map, whole)| {
+    (lanes, count(), count(), count(), count(), count(), whole).prop_map(
+        |(lanes, across, workgroups, min, max, map, whole)| {
             let mut tuning = Tuning::gpu();
             tuning.lanes = lanes;
             tuning.lanes_across = across;
-            tuning.order = order;
             tuning.reduction_workgroups = workgroups;
             tuning.reduction_packs_min = min;
             tuning.reduction_packs_max = max;
             tuning.map_packs = map;
             (tuning.whole_bytes, tuning.whole_workgroups) = whole;
             tuning
-        })
+        },
+    )
 }
 
 fn activation() -> impl Strategy<Value = Activation> {

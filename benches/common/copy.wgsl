@@ -4,8 +4,7 @@
 // in   source  [packs]
 // out  copied  [packs]
 //
-// A workgroup takes LANES * PACKS neighbouring packs. Its lanes go side by side (LANE_STEP = 1,
-// STEP = LANES) or each through a run of its own (LANE_STEP = PACKS, STEP = 1). PACKS is a multiple
+// A workgroup takes LANES * PACKS neighbouring packs; its lanes go side by side. PACKS is a multiple
 // of four: the loads of four packs are under way before the first is stored.
 
 @group(0) @binding(0) var<storage, read> source: array<vec4<u32>>;
@@ -13,8 +12,6 @@
 
 override LANES: u32 = 1u;
 override PACKS: u32 = 4u;
-override LANE_STEP: u32 = 1u;
-override STEP: u32 = 1u;
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -24,23 +21,23 @@ fn main(
 ) {
     let packs = arrayLength(&source);
     let tile = workgroup.y * grid.x + workgroup.x;
-    var at = tile * LANES * PACKS + local * LANE_STEP;
+    var at = tile * LANES * PACKS + local;
     var remaining = PACKS;
-    while remaining > 0u && at + 3u * STEP < packs {
+    while remaining > 0u && at + 3u * LANES < packs {
         let a = source[at];
-        let b = source[at + STEP];
-        let c = source[at + 2u * STEP];
-        let d = source[at + 3u * STEP];
+        let b = source[at + LANES];
+        let c = source[at + 2u * LANES];
+        let d = source[at + 3u * LANES];
         copied[at] = a;
-        copied[at + STEP] = b;
-        copied[at + 2u * STEP] = c;
-        copied[at + 3u * STEP] = d;
-        at += 4u * STEP;
+        copied[at + LANES] = b;
+        copied[at + 2u * LANES] = c;
+        copied[at + 3u * LANES] = d;
+        at += 4u * LANES;
         remaining -= 4u;
     }
     while remaining > 0u && at < packs {
         copied[at] = source[at];
-        at += STEP;
+        at += LANES;
         remaining -= 1u;
     }
 }

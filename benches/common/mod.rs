@@ -8,7 +8,7 @@ pub mod record;
 use std::time::{Duration, Instant};
 
 use wgpu::util::DeviceExt;
-use wgpu_batchnorm::{Error, Gpu, LaneOrder, Tuning, wgpu};
+use wgpu_batchnorm::{Error, Gpu, Tuning, wgpu};
 
 /// Dispatches in one submission at most: some systems kill one that takes seconds.
 const SUBMITTED_AT_ONCE: u64 = 64;
@@ -158,10 +158,6 @@ impl Copy {
         let device = meter.gpu.device();
         let tuning = Tuning::for_device(meter.gpu.info().device_type);
         let (lanes, packs) = (u64::from(tuning.lanes), u64::from(tuning.map_packs));
-        let (lane_step, step) = match tuning.order {
-            LaneOrder::SideBySide => (1, lanes),
-            LaneOrder::Runs => (packs, 1),
-        };
         let module = device.create_shader_module(wgpu::include_wgsl!("copy.wgsl"));
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some("bench.copy"),
@@ -169,12 +165,7 @@ impl Copy {
             module: &module,
             entry_point: Some("main"),
             compilation_options: wgpu::PipelineCompilationOptions {
-                constants: &[
-                    ("LANES", lanes as f64),
-                    ("PACKS", packs as f64),
-                    ("LANE_STEP", lane_step as f64),
-                    ("STEP", step as f64),
-                ],
+                constants: &[("LANES", lanes as f64), ("PACKS", packs as f64)],
                 ..Default::default()
             },
             cache: None,

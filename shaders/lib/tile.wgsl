@@ -6,10 +6,7 @@
 // on one slice.
 // The `length = outer * plane` packs of a column are numbered 0, 1, … in memory order and cut into
 // `splits` ranges of `split_length`. A workgroup takes LANES_X columns and one split of each;
-// LANES_Y invocations share a column's split:
-//
-//   on a GPU, side by side:      lane_step = 1,   step = LANES_Y, lane_length = split_length
-//   on a CPU, each its own run:  lane_step = run, step = 1,       lane_length = run
+// LANES_Y invocations share a column's split, side by side: each takes every LANES_Y-th pack.
 //
 // A merge has no tensor, but `length` partial results of each column.
 
@@ -30,13 +27,7 @@ struct Geometry {
     splits: u32,
     /// Packs of a column in each split but the last, which may be shorter.
     split_length: u32,
-    /// Packs between the first packs of neighbouring lanes.
-    lane_step: u32,
-    /// Packs between one pack of a lane and its next.
-    step: u32,
-    /// Packs from a lane's first to where it must stop.
-    lane_length: u32,
-    /// What `step` adds to the place in the plane, `step % plane` …
+    /// What LANES_Y packs add to the place in the plane, `LANES_Y % plane` …
     step_in_plane: u32,
     /// … and to the address.
     step_in_tensor: u32,
@@ -61,7 +52,6 @@ struct Geometry {
     mask_column_step: u32,
     mask_word_step: u32,
     mask_shift: u32,
-    padding: u32,
     /// Nine packs spread over a column: their addresses from the column's first pack on.
     probes: array<vec4<u32>, 3>,
 }
@@ -121,11 +111,10 @@ fn walk(tile: Tile) -> Walk {
     }
     let split_start = tile.split * geometry.split_length;
     let split_end = split_start + min(geometry.split_length, geometry.length - split_start);
-    let start = split_start + tile.lane * geometry.lane_step;
+    let start = split_start + tile.lane;
     if start >= split_end {
         return Walk();
     }
-    let packs = min(geometry.lane_length, split_end - start);
     let outer = start / geometry.plane;
     let place = start - outer * geometry.plane;
     let address = tile.address + outer * geometry.columns * geometry.plane + place;
@@ -133,7 +122,7 @@ fn walk(tile: Tile) -> Walk {
         address,
         place,
         geometry.first_number + start,
-        (packs + geometry.step - 1u) / geometry.step,
+        (split_end - start + LANES_Y - 1u) / LANES_Y,
     );
 }
 
@@ -146,7 +135,7 @@ fn next(walk: ptr<function, Walk>) -> Place {
         next_place -= geometry.plane;
         next_address += geometry.next_plane;
     }
-    let number = place.number + geometry.step;
+    let number = place.number + LANES_Y;
     *walk = Walk(next_address, next_place, number, (*walk).remaining - 1u);
     return place;
 }

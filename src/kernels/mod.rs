@@ -733,9 +733,6 @@ mod tests {
                 length,
                 splits,
                 split_length,
-                lane_step,
-                step,
-                lane_length,
                 step_in_plane,
                 step_in_tensor,
                 next_plane,
@@ -751,7 +748,6 @@ mod tests {
                 mask_column_step,
                 mask_word_step,
                 mask_shift,
-                padding,
                 probes,
             }
         );

@@ -10,7 +10,7 @@ mod example;
 
 use libtest_mimic::Trial;
 use ndarray::{ArrayD, Axis, Slice};
-use wgpu_batchnorm::{Gpu, LaneOrder, Layout, Tuning};
+use wgpu_batchnorm::{Gpu, Layout, Tuning};
 
 use self::example::{measure, normal};
 use crate::common::{Adapter, Outcome};
@@ -30,7 +30,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
     let tunings = [
         ("gpu", Tuning::gpu()),
         ("cpu", Tuning::cpu()),
-        ("whole columns", whole_columns(LaneOrder::SideBySide)),
+        ("whole columns", whole_columns(false)),
     ];
     tunings
         .into_iter()

@@ -11,7 +11,7 @@
 use libtest_mimic::Trial;
 use ndarray::ArrayD;
 use wgpu_batchnorm::{
-    BatchNorm, Gpu, LaneOrder, Layout, Options, RunningVariance, Shape, Tensor, Tuning, cpu,
+    BatchNorm, Gpu, Layout, Options, RunningVariance, Shape, Tensor, Tuning, cpu,
 };
 
 use crate::common::{Adapter, Outcome, ensure_close};
@@ -57,23 +57,20 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
     ]
 }
 
-/// Both orders of lanes, from one split to as many as there can be, in powers of two.
+/// From one split to as many as there can be, in powers of two.
 fn tunings() -> Vec<Tuning> {
     let mut tunings = Vec::new();
-    for order in [LaneOrder::SideBySide, LaneOrder::Runs] {
-        for lanes in [1, 8, 64, 256] {
-            for packs in [4, 32, 1 << 16] {
-                let mut tuning = Tuning::gpu();
-                tuning.order = order;
-                tuning.lanes = lanes;
-                // Where so few packs may be added up in a row, columns are not taken whole.
-                tuning.whole_bytes = u64::MAX;
-                tuning.whole_workgroups = 1;
-                tuning.reduction_workgroups = 1 << 20;
-                tuning.reduction_packs_min = packs;
-                tuning.reduction_packs_max = packs;
-                tunings.push(tuning);
-            }
+    for lanes in [1, 8, 64, 256] {
+        for packs in [4, 32, 1 << 16] {
+            let mut tuning = Tuning::gpu();
+            tuning.lanes = lanes;
+            // Where so few packs may be added up in a row, columns are not taken whole.
+            tuning.whole_bytes = u64::MAX;
+            tuning.whole_workgroups = 1;
+            tuning.reduction_workgroups = 1 << 20;
+            tuning.reduction_packs_min = packs;
+            tuning.reduction_packs_max = packs;
+            tunings.push(tuning);
         }
     }
     tunings

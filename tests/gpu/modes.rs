@@ -8,8 +8,8 @@ use rand::{Rng, SeedableRng};
 use wgpu_batchnorm::half::{bf16, f16};
 use wgpu_batchnorm::verify::Checked;
 use wgpu_batchnorm::{
-    Activation, BatchNorm, DType, Error, Extra, Gpu, LaneOrder, Layout, Mode, Momentum, OneValue,
-    Options, Parameter, RunningVariance, Shape, State, Tensor, Tuning, Valid, Wanted,
+    Activation, BatchNorm, DType, Error, Extra, Gpu, Layout, Mode, Momentum, OneValue, Options,
+    Parameter, RunningVariance, Shape, State, Tensor, Tuning, Valid, Wanted,
 };
 
 use super::operations::{many_splits, whole_columns};
@@ -145,10 +145,10 @@ fn any_options(random: &mut StdRng) -> Options {
     let tuning = match random.random_range(0..6) {
         0 => Tuning::gpu(),
         1 => Tuning::cpu(),
-        2 => many_splits(LaneOrder::SideBySide),
-        3 => many_splits(LaneOrder::Runs),
-        4 => whole_columns(LaneOrder::SideBySide),
-        _ => whole_columns(LaneOrder::Runs),
+        2 => many_splits(false),
+        3 => many_splits(true),
+        4 => whole_columns(false),
+        _ => whole_columns(true),
     };
     Options::default()
         .gamma(parameter(random))
@@ -475,7 +475,7 @@ fn padding(gpu: &Gpu) -> Outcome {
         (Layout::ChannelsFirst, [6, 8, 37]),
     ] {
         for offset in [0.0, 1e7] {
-            for tuning in [Tuning::gpu(), many_splits(LaneOrder::Runs)] {
+            for tuning in [Tuning::gpu(), many_splits(true)] {
                 padded(gpu, layout, dims, offset, tuning)
                     .map_err(|error| format!("{layout:?} {dims:?} {offset:e}: {error}"))?;
             }

@@ -3,8 +3,8 @@
 use libtest_mimic::Trial;
 use wgpu_batchnorm::verify::Checked;
 use wgpu_batchnorm::{
-    Adam, Algorithm, BatchNorm, Gpu, LaneOrder, Layout, Mode, Optimizer, Options, RmsProp,
-    RunningVariance, Sgd, Shape, State, Tensor, Tuning,
+    Adam, Algorithm, BatchNorm, Gpu, Layout, Mode, Optimizer, Options, RmsProp, RunningVariance,
+    Sgd, Shape, State, Tensor, Tuning,
 };
 
 use crate::common::{Adapter, Outcome, normal, normal_vector};
@@ -64,28 +64,26 @@ const SHAPES: &[(&[usize], Layout)] = {
 };
 
 /// A tuning unlike the two that are chosen by themselves: narrow, and split as far as it goes.
-pub fn many_splits(order: LaneOrder) -> Tuning {
+pub fn many_splits(wide_words: bool) -> Tuning {
     let mut tuning = Tuning::gpu();
     tuning.lanes = 32;
     tuning.lanes_across = 4;
-    tuning.order = order;
     tuning.reduction_workgroups = 4096;
     tuning.reduction_packs_min = 1;
     tuning.reduction_packs_max = 3;
     tuning.map_packs = 5;
     tuning.whole_bytes = 0;
-    tuning.wide_words = order == LaneOrder::Runs;
+    tuning.wide_words = wide_words;
     tuning
 }
 
 /// One dispatch for a training pass, wherever that can be.
-pub fn whole_columns(order: LaneOrder) -> Tuning {
+pub fn whole_columns(wide_words: bool) -> Tuning {
     let mut tuning = Tuning::gpu();
     tuning.lanes = 64;
-    tuning.order = order;
     tuning.whole_bytes = u64::MAX;
     tuning.whole_workgroups = 1;
-    tuning.wide_words = order == LaneOrder::Runs;
+    tuning.wide_words = wide_words;
     tuning
 }
 
@@ -93,10 +91,10 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
     let tunings = [
         ("gpu", Tuning::gpu()),
         ("cpu", Tuning::cpu()),
-        ("many splits", many_splits(LaneOrder::SideBySide)),
-        ("many split runs", many_splits(LaneOrder::Runs)),
-        ("whole columns", whole_columns(LaneOrder::SideBySide)),
-        ("whole columns in runs", whole_columns(LaneOrder::Runs)),
+        ("many splits", many_splits(false)),
+        ("many splits in wide words", many_splits(true)),
+        ("whole columns", whole_columns(false)),
+        ("whole columns in wide words", whole_columns(true)),
     ];
     let mut trials = Vec::new();
     for (name, tuning) in tunings {

@@ -8,8 +8,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use wgpu_batchnorm::verify::Checked;
 use wgpu_batchnorm::{
-    BatchNorm, DType, Gpu, LaneOrder, Layout, Mode, Options, RunningVariance, Shape, State, Tensor,
-    Tuning,
+    BatchNorm, DType, Gpu, Layout, Mode, Options, RunningVariance, Shape, State, Tensor, Tuning,
 };
 
 use crate::common::{Adapter, Outcome, normal, normal_vector};
@@ -115,24 +114,24 @@ impl Case {
 
 fn tuning() -> impl Strategy<Value = Tuning> {
     let chosen = prop_oneof![Just(Tuning::gpu()), Just(Tuning::cpu())];
-    let order = prop_oneof![Just(LaneOrder::SideBySide), Just(LaneOrder::Runs)];
+    let wide_words = any::<bool>();
     let whole = any::<bool>();
     let free = (
         0..3_u32,
         0..3_u32,
-        order,
+        wide_words,
         1..200_u32,
         1..9_u32,
         1..40_u32,
         whole,
     )
         .prop_map(
-            |(lanes, across, order, workgroups, packs, map_packs, whole)| {
+            |(lanes, across, wide_words, workgroups, packs, map_packs, whole)| {
                 let mut tuning = Tuning::gpu();
                 // Few shapes of workgroups: each is another pipeline to compile.
                 tuning.lanes = 1 << (3 * lanes);
                 tuning.lanes_across = 1 << (2 * across);
-                tuning.order = order;
+                tuning.wide_words = wide_words;
                 tuning.reduction_workgroups = workgroups;
                 tuning.reduction_packs_min = packs;
                 tuning.reduction_packs_max = 8 * packs;

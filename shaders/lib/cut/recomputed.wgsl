@@ -9,6 +9,9 @@ fn cut_of(column: u32) -> Cut {
     return Cut(scale_of(column), shift_of(column));
 }
 
+fn read_cut(at: Place, cut: Cut) {
+}
+
 /// The gradient of what enters the activation.
 fn gradient_before(dy: Pack, from_mean: Pack, at: Place, cut: Cut) -> Pack {
     return gradient_of(dy, passes(normalized(from_mean, cut.scale, cut.shift)));

@@ -14,10 +14,15 @@ fn kept_of(column: u32) -> Kept {
     return Kept(mask_column(column));
 }
 
-fn keep(z: Pack, at: Place, kept: Kept) {
+fn keep(z: Pack, at: Place) {
     let place = mask_place(at);
     let bits = bits_of(passes(z)) << place.shift;
     word = select(word, 0u, place.shift == 0u) | bits;
+}
+
+/// Writes the word if `at` is the last place whose bits it holds.
+fn write_kept(at: Place, kept: Kept) {
+    let place = mask_place(at);
     if at.last || place.shift + VALUES == 32u {
         mask[kept.column + place.word] = word;
     }

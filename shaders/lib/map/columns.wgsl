@@ -1,7 +1,7 @@
 // An element-wise kernel over columns: a workgroup takes some columns and one split of each.
 //
-// The kernel says what belongs to a channel (`coefficients`), what becomes of a pack (`result_at`)
-// and where that goes (`put`).
+// The kernel says what belongs to a channel (`coefficients`), what becomes of a pack (`result_at`),
+// where that goes (`put`), and what is to be done before and after a pack, or four (`begin`, `finish`).
 
 fn map_tile(tile: Tile) {
     let c = coefficients(tile.column);
@@ -12,6 +12,8 @@ fn map_tile(tile: Tile) {
         let at_1 = next(&walk);
         let at_2 = next(&walk);
         let at_3 = next(&walk);
+        // A word of a mask has the bits of all four.
+        begin(at_0, c);
         let result_0 = result_at(at_0, c);
         let result_1 = result_at(at_1, c);
         let result_2 = result_at(at_2, c);
@@ -20,10 +22,13 @@ fn map_tile(tile: Tile) {
         put(at_1.address, result_1, result_1);
         put(at_2.address, result_2, result_2);
         put(at_3.address, result_3, result_3);
+        finish(at_3, c);
     }
     while walk.remaining > 0u {
         let at = next(&walk);
+        begin(at, c);
         let result = result_at(at, c);
         put(at.address, result, result);
+        finish(at, c);
     }
 }

@@ -3,8 +3,7 @@
 //
 // To the walk the slice is one column whose packs are words. The kernel says what belongs to a
 // channel (`coefficients`), what becomes of a value (`result_at`) and where that goes (`put`).
-// Coefficients are loaded where the channel changes. The channel is found by division, but not where
-// a lane goes on to the very next value.
+// Coefficients are loaded where the channel changes. That of a pair's first value is found by division.
 
 /// Half of a pair: where it lies, its channel, and its place in that's plane.
 struct Half {
@@ -59,6 +58,7 @@ fn map_tile(tile: Tile) {
             channel = half.channel;
             c = coefficients(channel);
         }
+        begin(half.at, c);
         let first = result_at(half.at, c);
         half = after(half);
         if half.channel != channel {
@@ -67,10 +67,7 @@ fn map_tile(tile: Tile) {
         }
         half.at.last = pair.last;
         put(pair.address, first, result_at(half.at, c));
-        if geometry.step == 1u {
-            half = after(half);
-        } else {
-            half = located(2u * walk.address);
-        }
+        finish(half.at, c);
+        half = located(2u * walk.address);
     }
 }
