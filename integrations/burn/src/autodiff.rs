@@ -56,6 +56,9 @@ impl<B: BatchNormOps, const N: usize> Backward<B, N> for BatchNorm {
         {
             gradients.register::<B>(residual.id, dy.clone());
         }
+        if !(wanted.x || wanted.gamma || wanted.beta || wanted.residual) {
+            return;
+        }
         let mut kept = |node| checkpointer.retrieve_node_output::<FloatTensor<B>>(node);
         let found = B::wgpu_batch_norm_backward(
             kept(state.x),
@@ -171,7 +174,26 @@ impl<B: BatchNormOps, C: CheckpointStrategy> BatchNormOps for Autodiff<B, C> {
         running_var: AutodiffTensor<B>,
         planned: Planned,
     ) -> AutodiffTensor<B> {
+        let residual = residual.into_option();
+        let parents = [Some(&x), Some(&gamma), Some(&beta), residual.as_ref()];
+        if !parents
+            .into_iter()
+            .flatten()
+            .any(|parent| parent.is_tracked())
+        {
+            let residual = Maybe::from(residual.map(|residual| residual.into_primitive()));
+            return AutodiffTensor::<B>::new(B::wgpu_batch_norm_inference(
+                x.into_primitive(),
+                gamma.into_primitive(),
+                beta.into_primitive(),
+                residual,
+                running_mean.into_primitive(),
+                running_var.into_primitive(),
+                planned,
+            ));
+        }
         // By constant statistics, with a backward pass.
+        let residual = Maybe::from(residual);
         Self::wgpu_batch_norm_forward(x, gamma, beta, residual, running_mean, running_var, planned)
             .y
     }

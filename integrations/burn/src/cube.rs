@@ -26,7 +26,8 @@ impl<H> Bound<H> {
     }
 }
 
-/// Where a contiguous tensor lies. What burn has queued for it is submitted before this returns.
+/// Where a contiguous tensor lies. What burn has queued for it on this thread and on the one that made
+/// it is submitted before this returns.
 fn bind(tensor: &CubeTensor) -> Bound<impl Sized + use<>> {
     let held = tensor
         .client
@@ -115,7 +116,7 @@ impl BatchNormOps for CubeBackend {
         };
         {
             let before = [&running_mean, &running_var].map(bind);
-            let after = after.each_ref().map(bind);
+            let after = (!planned.frozen()).then(|| after.each_ref().map(bind));
             let steps = planned.running();
             // Constants are read where they lie; others are stepped on the side.
             let [mean, var] = match planned.frozen() {
@@ -138,14 +139,14 @@ impl BatchNormOps for CubeBackend {
             }
             let commands = bound(planned.plan().bind_forward(&buffers));
             submit(&planned, |encoder| {
-                if planned.frozen() {
+                let Some(after) = &after else {
                     return commands.record(encoder);
-                }
+                };
                 for (from, to) in before.iter().zip(steps) {
                     copy(encoder, from.slice(), to);
                 }
                 commands.record(encoder);
-                for (from, to) in steps.into_iter().zip(&after) {
+                for (from, to) in steps.into_iter().zip(after) {
                     copy(encoder, from, to.slice());
                 }
             });

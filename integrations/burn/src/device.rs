@@ -103,7 +103,8 @@ impl Settings {
         }
     }
 
-    fn options(self) -> Options {
+    /// As the plan takes them.
+    pub(crate) fn options(self) -> Options {
         Options::default()
             .eps(f64::from_bits(self.eps))
             .momentum(f64::from_bits(self.momentum))
@@ -232,10 +233,13 @@ impl Site {
 ///
 /// Call it once, before the first tensor on that device: it is then what
 /// `burn::tensor::Device::wgpu(Default::default())` names, too. Later calls return the same device.
+/// Not in a browser, where opening cannot wait: there, give [`register`] the handles of burn's
+/// `init_with_setup_async`.
 ///
 /// # Errors
 /// [`Error::Open`] if there is no such device, or if it was opened already without us;
 /// [`Error::Device`] if it does less than the kernels need.
+#[cfg(not(target_family = "wasm"))]
 pub fn device() -> Result<Device, Error> {
     static OPENED: Mutex<Option<Device>> = Mutex::new(None);
     let mut opened = unpoisoned(&OPENED);
@@ -280,7 +284,8 @@ pub fn register(device: &Device, setup: &WgpuSetup) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where the work of a tensor on `device` runs: `None` where burn's own must do.
+/// Where the work of a tensor on `device` runs: `None` where burn's own must do, also while burn
+/// records a graph, which would not hold ours.
 ///
 /// # Panics
 /// For a wgpu device that is not known.
@@ -288,6 +293,9 @@ pub(crate) fn site(device: &Device, dtype: DType) -> Option<(Arc<Site>, wgpu_bat
     let name @ CubeDevice::Wgpu(_) = cube_device(device.as_dispatch())? else {
         return None;
     };
+    if name.client().is_capturing() {
+        return None;
+    }
     let dtype = match dtype {
         DType::F32 => wgpu_batchnorm::DType::F32,
         DType::F16 => wgpu_batchnorm::DType::F16,

@@ -1,8 +1,7 @@
 //! [`wgpu_batchnorm`] as a module of [burn](https://burn.dev): batch normalization as one operator, on
 //! burn's own wgpu device, over burn's own buffers, with automatic differentiation.
 //!
-//! burn's `BatchNorm` is a chain of primitives: means, differences, squares, products, each a pass
-//! over memory. [`FusedBatchNorm`] stands in its place: it has the same parameters under the same
+//! burn's `BatchNorm` is a chain of primitives: means, differences, squares, products. [`FusedBatchNorm`] stands in its place: it has the same parameters under the same
 //! names, so that a saved record of either loads into the other, the same config, and the same way
 //! to keep its running statistics.
 //!
@@ -35,12 +34,14 @@
 //! # What runs where
 //! On a known wgpu device, with tensors of f32, f16 or bf16, the work is that of
 //! [`wgpu_batchnorm::Plan`], recorded between burn's own work and submitted to burn's queue in
-//! order. Nothing is copied, but for tensors that are strided (a transposed view, say): those are made
-//! contiguous first. γ, β and the running statistics are read and written as f32; a module of another
+//! order. Tensors are bound where they lie; but those that are strided are made contiguous first, by a
+//! copy. Strided is a transposed view, and also what burn's convolutions return, whose channels are last in
+//! memory. γ, β and the running statistics are read and written as f32; a module of another
 //! type has them cast.
 //!
-//! On every other backend (CPU, CUDA), and with any other type, burn's own batch normalization is what
-//! runs, followed by burn's addition and ReLU: the same values, at burn's speed.
+//! On every other backend (CPU, CUDA), with any other type, and while burn captures a graph, burn's own
+//! batch normalization is what runs, followed by burn's addition and ReLU: the same operation, with burn's
+//! speed and accuracy.
 //!
 //! # Features
 //! `fusion` must be on exactly where burn's `fusion` is; `autotune` is burn's. Both are on by
@@ -54,6 +55,8 @@ mod device;
 mod module;
 mod ops;
 
-pub use device::{Error, device, register};
+#[cfg(not(target_family = "wasm"))]
+pub use device::device;
+pub use device::{Error, register};
 pub use module::{FusedBatchNorm, FusedBatchNormConfig, RunningVariance};
 pub use wgpu_batchnorm;

@@ -61,20 +61,16 @@ impl FusedBatchNormConfig {
     /// A module with γ = 1, β = 0, running mean 0 and running variance 1.
     ///
     /// # Panics
-    /// For no features, an epsilon that is not finite and positive, or a momentum out of 0 … 1.
+    /// For no features, an epsilon that is not finite and positive as an f32, or a momentum out of
+    /// 0 … 1.
     pub fn init(&self, device: &Device) -> FusedBatchNorm {
         let features = self.num_features;
         assert!(features > 0, "num_features must be at least 1");
-        assert!(
-            self.epsilon.is_finite() && self.epsilon > 0.0,
-            "epsilon must be finite and positive, not {}",
-            self.epsilon
-        );
-        assert!(
-            (0.0..=1.0).contains(&self.momentum),
-            "momentum must be in 0 … 1, not {}",
-            self.momentum
-        );
+        let (relu, variance) = (self.relu, self.running_variance);
+        let settings = Settings::new(self.epsilon, self.momentum, relu, variance, false);
+        if let Err(error) = settings.options().validate() {
+            panic!("FusedBatchNormConfig: {error}");
+        }
         FusedBatchNorm {
             gamma: Initializer::Ones.init([features], device),
             beta: Initializer::Zeros.init([features], device),
@@ -100,8 +96,8 @@ impl FusedBatchNormConfig {
 /// `[batch, num_features, …]`, of any rank from 2 on, f32, f16 or bf16.
 ///
 /// # Accuracy
-/// That of [`wgpu_batchnorm::Plan`]: within 1e-6 of f64 in f32, whatever the offset of `x`. burn's
-/// own loses digits where the mean is large against the deviation.
+/// On a known wgpu device that of [`wgpu_batchnorm::Plan`]: within 1e-6 of f64 in f32, whatever the
+/// offset of `x`. burn's own loses digits where the mean is large against the deviation.
 ///
 /// One difference remains: of a batch with one value per channel the running statistics stay as
 /// they are, since it has no variance. burn takes it for 0.
@@ -134,7 +130,7 @@ impl FusedBatchNorm {
     ///
     /// # Panics
     /// Unless `input` is `[batch, num_features, …]`; in training for an empty batch; on a wgpu
-    /// device that is not known, see [`crate::register`].
+    /// device that is not known, see [`crate::register`]; for a tensor that is too large for it.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         self.apply(input, None)
     }
@@ -280,11 +276,15 @@ impl ModuleDisplay for FusedBatchNorm {
 
     fn custom_content(&self, content: Content) -> Option<Content> {
         let [num_features] = self.beta.shape().dims();
-        content
+        let content = content
             .add("num_features", &num_features)
             .add("momentum", &self.momentum)
             .add("epsilon", &self.epsilon)
             .add("relu", &self.relu)
-            .optional()
+            .add("running_variance", &format!("{:?}", self.running_variance));
+        match self.training.is_enabled() {
+            true => content.optional(),
+            false => content.add("training", &self.training).optional(),
+        }
     }
 }
