@@ -3,7 +3,7 @@
 use burn::backend::wgpu::{AutoCompiler, CubeBackend, CubeTensor, WgpuResource, into_contiguous};
 use burn::cubecl::wgpu::WgpuServer;
 use burn::tensor::{DType, Shape};
-use wgpu_batchnorm::{BackwardBuffers, Commands, Error, ForwardBuffers, wgpu};
+use wgpu_batchnorm::{BackwardBuffers, Commands, Error, ForwardBuffers, Layout, wgpu};
 
 use crate::device::Planned;
 use crate::ops::{BatchNormOps, Forward, Gradients, Mask, Maybe, Wanted};
@@ -20,8 +20,13 @@ impl<H> Bound<H> {
     /// The tensor's bytes, in whole words: what fills up the last one is the tensor's own, for burn
     /// cuts its memory at multiples of a binding's alignment.
     fn slice(&self) -> wgpu::BufferSlice<'_> {
+        self.first(self.bytes)
+    }
+
+    /// The first of the tensor's bytes.
+    fn first(&self, bytes: u64) -> wgpu::BufferSlice<'_> {
         let start = self.resource.offset;
-        let end = start + self.bytes.next_multiple_of(4);
+        let end = start + bytes.next_multiple_of(4);
         self.resource.buffer.slice(start..end)
     }
 }
@@ -52,9 +57,60 @@ fn vector(beside: &CubeTensor, length: usize) -> CubeTensor {
     empty(beside, [length].into(), DType::F32)
 }
 
-/// A new tensor like another.
-fn like(tensor: &CubeTensor) -> CubeTensor {
-    empty(tensor, tensor.meta.shape().clone(), tensor.dtype)
+/// A new vector like another.
+fn like(vector: &CubeTensor) -> CubeTensor {
+    empty(vector, vector.meta.shape().clone(), vector.dtype)
+}
+
+/// The same memory, its channels moved from the second dimension to the last.
+fn with_channels_last(mut tensor: CubeTensor) -> CubeTensor {
+    let rank = tensor.meta.shape().num_dims();
+    let axes: Vec<_> = [0].into_iter().chain(2..rank).chain([1]).collect();
+    tensor.meta.permute(&axes).expect("each axis once");
+    tensor
+}
+
+/// And back.
+fn with_channels_second(mut tensor: CubeTensor) -> CubeTensor {
+    let rank = tensor.meta.shape().num_dims();
+    let axes: Vec<_> = [0, rank - 1].into_iter().chain(1..rank - 1).collect();
+    tensor.meta.permute(&axes).expect("each axis once");
+    tensor
+}
+
+/// How `[batch, channels, …]` lies in memory: with the channels last if that is how it is contiguous, as
+/// burn's convolutions leave it.
+fn layout_of(tensor: &CubeTensor) -> Layout {
+    let is_tiled = tensor.meta.is_tiled();
+    if !is_tiled && !tensor.is_contiguous() && with_channels_last(tensor.clone()).is_contiguous() {
+        Layout::ChannelsLast
+    } else {
+        Layout::ChannelsFirst
+    }
+}
+
+/// A tensor `[batch, channels, …]` as it is, if it lies in memory like this, or a copy that does.
+fn laid_out(tensor: CubeTensor, layout: Layout) -> CubeTensor {
+    match layout {
+        Layout::ChannelsFirst => into_contiguous(tensor),
+        Layout::ChannelsLast if layout_of(&tensor) == layout => tensor,
+        Layout::ChannelsLast => {
+            // What is tiled cannot be permuted.
+            let tensor = match tensor.meta.is_tiled() {
+                true => into_contiguous(tensor),
+                false => tensor,
+            };
+            with_channels_second(into_contiguous(with_channels_last(tensor)))
+        }
+    }
+}
+
+/// A new tensor like one that lies in memory like this.
+fn laid_out_like(tensor: &CubeTensor, layout: Layout) -> CubeTensor {
+    match layout {
+        Layout::ChannelsFirst => like(tensor),
+        Layout::ChannelsLast => with_channels_second(like(&with_channels_last(tensor.clone()))),
+    }
 }
 
 /// What was checked before the operation was queued does not fail; the rest is burn's way to say it.
@@ -101,11 +157,16 @@ impl BatchNormOps for CubeBackend {
         running_var: CubeTensor,
         planned: Planned,
     ) -> Forward<Self> {
-        let x = into_contiguous(x);
-        let residual = residual.into_option().map(into_contiguous);
+        let layout = layout_of(&x);
+        planned.keep_layout(layout);
+        let plan = planned.plan(layout);
+        let x = laid_out(x, layout);
+        let residual = residual
+            .into_option()
+            .map(|residual| laid_out(residual, layout));
         let [gamma, beta, running_mean, running_var] =
             [gamma, beta, running_mean, running_var].map(into_contiguous);
-        let y = like(&x);
+        let y = laid_out_like(&x, layout);
         let saved = vector(&x, planned.saved_values());
         let mask = (residual.is_some() && planned.relu())
             .then(|| empty(&x, [planned.mask_words()].into(), DType::U32));
@@ -135,9 +196,9 @@ impl BatchNormOps for CubeBackend {
                 buffers = buffers.residual(residual.slice());
             }
             if let Some(mask) = &mask {
-                buffers = buffers.mask(mask.slice());
+                buffers = buffers.mask(mask.first(plan.mask_bytes()));
             }
-            let commands = bound(planned.plan().bind_forward(&buffers));
+            let commands = bound(plan.bind_forward(&buffers));
             submit(&planned, |encoder| {
                 let Some(after) = &after else {
                     return commands.record(encoder);
@@ -170,10 +231,13 @@ impl BatchNormOps for CubeBackend {
         running_var: CubeTensor,
         planned: Planned,
     ) -> CubeTensor {
-        let x = into_contiguous(x);
-        let residual = residual.into_option().map(into_contiguous);
+        let layout = layout_of(&x);
+        let x = laid_out(x, layout);
+        let residual = residual
+            .into_option()
+            .map(|residual| laid_out(residual, layout));
         let vectors = [gamma, beta, running_mean, running_var].map(into_contiguous);
-        let y = like(&x);
+        let y = laid_out_like(&x, layout);
         {
             let [x, y] = [&x, &y].map(bind);
             let [gamma, beta, mean, var] = vectors.each_ref().map(bind);
@@ -186,7 +250,7 @@ impl BatchNormOps for CubeBackend {
             if let Some(residual) = &residual {
                 buffers = buffers.residual(residual.slice());
             }
-            let commands = bound(planned.plan().bind_inference(&buffers));
+            let commands = bound(planned.plan(layout).bind_inference(&buffers));
             submit(&planned, |encoder| commands.record(encoder));
         }
         y
@@ -202,13 +266,17 @@ impl BatchNormOps for CubeBackend {
         wanted: Wanted,
         planned: Planned,
     ) -> Gradients<Self> {
-        let [x, dy, gamma, beta] = [x, dy, gamma, beta].map(into_contiguous);
+        // That of the forward pass, whose mask it is; x may have been computed anew.
+        let layout = planned.kept_layout();
+        let plan = planned.plan(layout);
+        let [x, dy] = [x, dy].map(|tensor| laid_out(tensor, layout));
+        let [gamma, beta] = [gamma, beta].map(into_contiguous);
         let mask = mask.into_option();
         // One kernel writes both.
-        let dx = (wanted.x || wanted.residual).then(|| like(&x));
+        let dx = (wanted.x || wanted.residual).then(|| laid_out_like(&x, layout));
         let dgamma = wanted.gamma.then(|| like(&gamma));
         let dbeta = wanted.beta.then(|| like(&beta));
-        let dresidual = wanted.residual.then(|| like(&x));
+        let dresidual = wanted.residual.then(|| laid_out_like(&x, layout));
         {
             let maybe = |tensor: &Option<CubeTensor>| tensor.as_ref().map(bind);
             let [x, dy, saved, gamma, beta] = [&x, &dy, &saved, &gamma, &beta].map(bind);
@@ -218,7 +286,7 @@ impl BatchNormOps for CubeBackend {
                 .gamma(gamma.slice())
                 .beta(beta.slice());
             if let Some(mask) = &mask {
-                buffers = buffers.mask(mask.slice());
+                buffers = buffers.mask(mask.first(plan.mask_bytes()));
             }
             if let Some(dx) = &dx {
                 buffers = buffers.dx(dx.slice());
@@ -232,7 +300,7 @@ impl BatchNormOps for CubeBackend {
             if let Some(dbeta) = &dbeta {
                 buffers = buffers.dbeta(dbeta.slice());
             }
-            let commands = bound(planned.plan().bind_backward(&buffers));
+            let commands = bound(plan.bind_backward(&buffers));
             submit(&planned, |encoder| commands.record(encoder));
         }
         Gradients {

@@ -1,7 +1,7 @@
 //! The wgpu devices that are known, and the plans made on them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use burn::backend::{CubeDevice, DispatchDevice};
 use burn::tensor::{DType, Device, wgpu::WgpuSetup};
@@ -45,8 +45,8 @@ impl std::error::Error for Error {
     }
 }
 
-/// How many plans are kept for each device: that many shapes with their options, the last used.
-/// Each holds a workspace of some values per channel and a few KiB of uniforms.
+/// For how many shapes with their options plans are kept, for each device: the last used. Each holds a
+/// workspace of some values per channel and a few KiB of uniforms.
 const PLANS: usize = 256;
 
 /// The devices that are known, by burn's name for them.
@@ -60,7 +60,7 @@ pub(crate) struct Site {
 
 #[derive(Default)]
 struct Plans {
-    made: HashMap<Key, (Planned, u64)>,
+    made: HashMap<Key, (Arc<Inner>, u64)>,
     /// Counts the uses.
     clock: u64,
 }
@@ -120,70 +120,112 @@ impl Settings {
     }
 }
 
-/// A plan with what an operation on burn's tensors needs besides.
+/// An operation as it is planned, with what it needs on burn's tensors besides.
 #[derive(Clone, Debug)]
-pub(crate) struct Planned(Arc<Inner>);
+pub(crate) struct Planned {
+    shared: Arc<Inner>,
+    /// How the tensors of a forward pass lay in memory, for its backward pass.
+    layout: Arc<OnceLock<Layout>>,
+}
 
 #[derive(Debug)]
 struct Inner {
     gpu: Gpu,
-    plan: Plan,
+    /// For tensors with the channels first in memory, and last.
+    plans: [Plan; 2],
     settings: Settings,
     /// The running mean and variance of the operation that runs, f32 each.
     running: wgpu::Buffer,
 }
 
-impl Planned {
+impl Inner {
     fn new(gpu: &Gpu, key: &Key) -> Result<Self, wgpu_batchnorm::Error> {
-        let shape = Shape::new(&key.dims, Layout::ChannelsFirst)?;
-        let plan = Plan::new(gpu, &shape, key.dtype, &key.settings.options())?;
+        let plan = |dims: &[usize], layout| {
+            let shape = Shape::new(dims, layout)?;
+            Plan::new(gpu, &shape, key.dtype, &key.settings.options())
+        };
+        let [batch, channels, space @ ..] = key.dims.as_slice() else {
+            unreachable!("a module takes [batch, channels, …]");
+        };
+        let last: Vec<_> = [batch]
+            .into_iter()
+            .chain(space)
+            .chain([channels])
+            .copied()
+            .collect();
+        let plans = [
+            plan(&key.dims, Layout::ChannelsFirst)?,
+            plan(&last, Layout::ChannelsLast)?,
+        ];
         let running = gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some("batch_norm.running"),
-            size: 2 * vector_stride(gpu, shape.channels()),
+            size: 2 * vector_stride(gpu, *channels),
             usage: wgpu::BufferUsages::STORAGE
                 | wgpu::BufferUsages::COPY_SRC
                 | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        Ok(Self(Arc::new(Inner {
+        Ok(Self {
             gpu: gpu.clone(),
-            plan,
+            plans,
             settings: key.settings,
             running,
-        })))
+        })
     }
+}
 
+impl Planned {
     pub(crate) fn gpu(&self) -> &Gpu {
-        &self.0.gpu
+        &self.shared.gpu
     }
 
-    pub(crate) fn plan(&self) -> &Plan {
-        &self.0.plan
+    /// The plan for tensors that lie like this.
+    pub(crate) fn plan(&self, layout: Layout) -> &Plan {
+        let [first, last] = &self.shared.plans;
+        match layout {
+            Layout::ChannelsFirst => first,
+            Layout::ChannelsLast => last,
+        }
+    }
+
+    /// Of the forward pass: how its tensors lie.
+    pub(crate) fn keep_layout(&self, layout: Layout) {
+        self.layout.get_or_init(|| layout);
+    }
+
+    /// Of the backward pass: how the tensors of its forward pass lay.
+    pub(crate) fn kept_layout(&self) -> Layout {
+        *self.layout.get().expect("a forward pass came before")
     }
 
     pub(crate) fn relu(&self) -> bool {
-        self.0.settings.relu
+        self.shared.settings.relu
     }
 
     pub(crate) fn frozen(&self) -> bool {
-        self.0.settings.frozen
+        self.shared.settings.frozen
     }
 
-    /// How many u32 the mask takes.
+    /// How many u32 hold the mask of either plan.
     pub(crate) fn mask_words(&self) -> usize {
-        (self.plan().mask_bytes() / 4) as usize
+        let [first, last] = &self.shared.plans;
+        (first.mask_bytes().max(last.mask_bytes()) / 4) as usize
     }
 
-    /// How many f32 go from the forward to the backward pass.
+    /// How many f32 go from the forward to the backward pass, in either layout.
     pub(crate) fn saved_values(&self) -> usize {
-        (self.plan().saved_bytes() / 4) as usize
+        (self.shared.plans[0].saved_bytes() / 4) as usize
     }
 
     /// Where the running mean and variance lie while the operation runs.
     pub(crate) fn running(&self) -> [wgpu::BufferSlice<'_>; 2] {
-        let channels = self.plan().shape().channels();
+        let channels = self.shared.plans[0].shape().channels();
         let stride = vector_stride(self.gpu(), channels);
-        [0, stride].map(|start| self.0.running.slice(start..start + 4 * channels as u64))
+        [0, stride].map(|start| {
+            self.shared
+                .running
+                .slice(start..start + 4 * channels as u64)
+        })
     }
 }
 
@@ -194,7 +236,7 @@ fn vector_stride(gpu: &Gpu, channels: usize) -> u64 {
 }
 
 impl Site {
-    /// The plan for tensors of this shape and type, made at first use.
+    /// An operation on tensors of this shape and type; its plans are made at first use.
     ///
     /// # Panics
     /// If the device cannot do it, with the reason.
@@ -212,19 +254,25 @@ impl Site {
         };
         plans.clock += 1;
         let now = plans.clock;
-        if let Some((planned, used)) = plans.made.get_mut(&key) {
+        let planned = |shared: &Arc<Inner>| Planned {
+            shared: Arc::clone(shared),
+            layout: Arc::default(),
+        };
+        if let Some((shared, used)) = plans.made.get_mut(&key) {
             *used = now;
-            return planned.clone();
+            return planned(shared);
         }
-        let planned =
-            Planned::new(&self.gpu, &key).unwrap_or_else(|error| panic!("FusedBatchNorm: {error}"));
+        let shared =
+            Inner::new(&self.gpu, &key).unwrap_or_else(|error| panic!("FusedBatchNorm: {error}"));
+        let shared = Arc::new(shared);
         if plans.made.len() >= PLANS {
             let oldest = plans.made.iter().min_by_key(|(_, (_, used))| *used);
             if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
                 plans.made.remove(&oldest);
             }
         }
-        plans.made.insert(key, (planned.clone(), now));
+        let planned = planned(&shared);
+        plans.made.insert(key, (shared, now));
         planned
     }
 }

@@ -34,9 +34,9 @@
 //! # What runs where
 //! On a known wgpu device, with tensors of f32, f16 or bf16, the work is that of
 //! [`wgpu_batchnorm::Plan`], recorded between burn's own work and submitted to burn's queue in
-//! order. Tensors are bound where they lie; but those that are strided are made contiguous first, by a
-//! copy. Strided is a transposed view, and also what burn's convolutions return, whose channels are last in
-//! memory. γ, β and the running statistics are read and written as f32; a module of another
+//! order. Tensors are bound where they lie, with the channels second in memory or last, as burn's
+//! convolutions leave them; what is strided in another way (a transposed view, say) is made contiguous
+//! first, by a copy. y lies as x does. γ, β and the running statistics are read and written as f32; a module of another
 //! type has them cast.
 //!
 //! On every other backend (CPU, CUDA), with any other type, and while burn captures a graph, burn's own

@@ -418,6 +418,47 @@ fn strided_tensors_are_made_contiguous() {
     }
 }
 
+/// What has its channels last in memory, as after a convolution, is taken and given so; a residual and
+/// gradients may lie otherwise.
+#[test]
+fn channels_last_stay_last() {
+    let device = training_device();
+    for channels in [4, 3] {
+        let (ours, theirs) = pair(channels, config(channels).with_relu(true), &device);
+        let leaf = |seed| tensor([5, 6, 7, channels], seed, 2.0, 0.5, &device).require_grad();
+        let channels_second = |tensor: Tensor<4>| tensor.permute([0, 3, 1, 2]);
+        let other = || tensor([5, channels, 6, 7], 6, 2.0, 0.5, &device).require_grad();
+        let weight = || tensor([5, channels, 6, 7], 7, 1.0, 0.0, &device);
+        type Norm<'a> = &'a dyn Fn(Tensor<4>, Tensor<4>) -> Tensor<4>;
+        let run = |norm: Norm<'_>| {
+            let (x, r, first) = (leaf(5), leaf(8), other());
+            let y = norm(channels_second(x.clone()), channels_second(r.clone()));
+            let z = norm(channels_second(x.clone()), first.clone());
+            let gradients = ((y.clone() + z.clone()) * weight()).sum().backward();
+            let of = |leaf: &Tensor<4>| leaf.grad(&gradients).expect("a gradient");
+            [y.inner(), z.inner(), of(&x), of(&r), of(&first)]
+        };
+        let found = run(&|x, r| ours.forward_residual(x, r));
+        let expected = run(&|x, r| composed(&theirs, x, Some(r), true));
+        let strides = cube_tensor(found[0].clone()).meta.strides().to_vec();
+        assert_eq!(strides, [42 * channels, 1, 7 * channels, channels]);
+        for (found, expected) in found.into_iter().zip(expected) {
+            assert_same("channels last", found, expected, BOUND);
+        }
+        running_is_same(&ours, &theirs);
+        let (ours, theirs) = (ours.valid(), theirs.valid());
+        let x = || channels_second(leaf(5).inner());
+        let r = || other().inner();
+        let found = ours.forward_residual(x(), r());
+        assert_same(
+            "evaluated",
+            found,
+            composed(&theirs, x(), Some(r()), true),
+            BOUND,
+        );
+    }
+}
+
 #[test]
 fn unbiased_running_variance_is_pytorchs() {
     let device = training_device();
