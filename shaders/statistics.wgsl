@@ -83,6 +83,7 @@ fn moments_of(tile: Tile, pivot: PerChannel) -> Moments {
     while walk.remaining >= 4u {
         var group = Moments();
         var blocks = 0u;
+        // Tested at its end: a software adapter runs a loop that is tested first once for nothing.
         loop {
             let at_a = next(&walk);
             let at_b = next(&walk);

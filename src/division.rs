@@ -589,6 +589,11 @@ impl Division {
             ..tuning.clone()
         };
         let (lanes_x, lanes_y) = lanes(&narrow);
+        // Also where that leaves a workgroup narrow.
+        let lanes_x = match block.plane {
+            1 => lanes_x.min(narrow.lanes_across.into()),
+            _ => lanes_x,
+        };
         let bytes = lanes_x * block.length() * pack_bytes;
         let packs = block.length().div_ceil(lanes_y);
         let workgroups = block.columns.div_ceil(lanes_x);
@@ -1029,6 +1034,22 @@ mod tests {
                     });
                 }
             });
+        }
+    }
+
+    /// Many small channels are taken whole, also where they are neighbours in memory.
+    #[test]
+    fn small_channels_take_one_dispatch() {
+        for (outer, channels, inner) in [(32, 2048, 1), (2, 4096, 1), (32, 2048, 49)] {
+            let view = View {
+                outer,
+                channels,
+                inner,
+            };
+            let form = Form::of(view, DType::F32);
+            let (tuning, limits) = (Tuning::gpu(), wgpu::Limits::default());
+            let divisions = Divisions::new(view, form, false, &tuning, &limits);
+            assert!(divisions.whole.is_some(), "{view:?}");
         }
     }
 

@@ -11,8 +11,9 @@ use crate::division::power_of_two_up_to;
 pub struct Tuning {
     /// Invocations in a workgroup, a power of two.
     pub lanes: u32,
-    /// Of these, so many side by side across channels, where channels are neighbours in memory
-    /// (inner = 1); more only where a channel has too few values for the others.
+    /// Of these, at most so many side by side across channels that are neighbours in memory
+    /// (inner = 1). Where a channel has too few values to fill a workgroup, more go across, up to 64,
+    /// in any layout.
     pub lanes_across: u32,
     /// Workgroups that a reduction is split into, where it is large enough.
     pub reduction_workgroups: u32,
@@ -72,7 +73,7 @@ impl Tuning {
         Self {
             // A vector of 256 bits. More than one vector per workgroup makes barriers expensive.
             lanes: 8,
-            // Lanes in rows of their own: what a core fetches for one, it fetches for all.
+            // Lanes in rows of their own: memory is waited for in all of them at once.
             lanes_across: 1,
             // A few for each core, for balance.
             reduction_workgroups: 16,

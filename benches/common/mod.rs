@@ -153,7 +153,7 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// From one buffer to another of the same size, a multiple of 16. Lanes go as the device wants.
+    /// From one buffer to another of the same size, a multiple of 16. As many lanes and packs as the device's tuning has.
     pub fn new(meter: &Meter, from: &wgpu::Buffer, to: &wgpu::Buffer) -> Self {
         let device = meter.gpu.device();
         let tuning = Tuning::for_device(meter.gpu.info().device_type);

@@ -253,8 +253,8 @@ impl Plan {
     }
 
     /// The size of the `mask` range, in bytes: one bit for each value, and some to fill up words (up to
-    /// a quarter more, and more yet for tensors of a few thousand values). Words that fill up are not
-    /// written.
+    /// a quarter more, and more yet for tensors of a few thousand values). Words that hold no
+    /// value's bit are not written.
     pub fn mask_bytes(&self) -> u64 {
         self.divisions.mask_words * 4
     }

@@ -263,15 +263,18 @@ pub fn plan_agrees_with_layer(gpu: &Gpu, work: &Work<'_>) -> Outcome {
         ensure_same_bits("saved", &in_place, &saved)?;
     }
     if let Some((apart, in_place)) = both("mask") {
+        let mut written = 0;
         for (index, words) in apart.iter().zip(&in_place).enumerate() {
             let (apart, in_place) = (words.0.to_bits(), words.1.to_bits());
             // Those that hold no bits stay what they were.
             let unwritten = (apart, in_place) == (u32::MAX, 0);
+            written += usize::from(!unwritten);
             ensure!(
                 apart == in_place || unwritten,
                 "mask[{index}] is {apart:x}, and in place {in_place:x}"
             );
         }
+        ensure!(32 * written >= work.shape.len(), "the mask is too short");
     }
     Ok(())
 }

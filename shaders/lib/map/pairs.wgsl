@@ -2,7 +2,8 @@
 // for packs of half a word, which cannot be written alone.
 //
 // To the walk the slice is one column whose packs are words. The kernel says what belongs to a
-// channel (`coefficients`), what becomes of a value (`result_at`) and where that goes (`put`).
+// channel (`coefficients`), what becomes of a value (`result_at`), where that goes (`put`), and what is to
+// be done before and after a pair (`begin`, `finish`), whose bits in a mask lie in one word.
 // Coefficients are loaded where the channel changes. That of a pair's first value is found by division.
 
 /// Half of a pair: where it lies, its channel, and its place in that's plane.
@@ -49,11 +50,11 @@ fn map_tile(tile: Tile) {
     if walk.remaining == 0u {
         return;
     }
-    var half = located(2u * walk.address);
-    var channel = half.channel;
+    var channel = located(2u * walk.address).channel;
     var c = coefficients(channel);
     while walk.remaining > 0u {
         let pair = next(&walk);
+        var half = located(2u * pair.address);
         if half.channel != channel {
             channel = half.channel;
             c = coefficients(channel);
@@ -68,6 +69,5 @@ fn map_tile(tile: Tile) {
         half.at.last = pair.last;
         put(pair.address, first, result_at(half.at, c));
         finish(half.at, c);
-        half = located(2u * walk.address);
     }
 }

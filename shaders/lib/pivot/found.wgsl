@@ -1,5 +1,5 @@
 // The pivot where only some positions count: the median of three medians of three, of the first
-// valid values that lanes spread over the column's split come to.
+// valid values that nine of the lanes come to.
 
 fn found(column: u32, index: u32, first: u32) -> PerChannel {
     let lane = (2u * index + 1u) * LANES_Y / 18u;
