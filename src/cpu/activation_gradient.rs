@@ -4,7 +4,7 @@ use ndarray::{ArrayBase, ArrayD, Data, Dimension};
 
 use super::cut::{Bend, choose};
 use super::normalize::{linear, residual_values};
-use super::walk::{Formula, Operands, PerChannel, Walk};
+use super::walk::{Formula, Operands, PerChannel, Walk, part};
 use super::{Affine, Element, Statistics, Valid, Values};
 use crate::layer::check_like;
 use crate::{Error, Layout};
@@ -104,7 +104,7 @@ impl<const ADD: bool, B: Bend, X: Element, T: Element> Formula<X, T, 3> for Grad
         out: &mut [T; L],
     ) {
         let Operands { x, dy, residual } = operands.at(0..L);
-        let [mean, scale, beta] = [mean, scale, beta].map(|numbers| numbers.part(0..L));
+        let [mean, scale, beta] = part([mean, scale, beta], 0..L);
         for (index, g) in out.iter_mut().enumerate() {
             let numbers = [mean.at(index), scale.at(index), beta.at(index)];
             let residual = if ADD { residual[index].to_f64() } else { 0.0 };

@@ -88,7 +88,7 @@ where
             });
             table(channels(), statistics, affine, sums)
         };
-        let dx = input_gradients(walk, operands, statistics, affine, added, &groups, table);
+        let dx = input_gradients(walk, operands, statistics, affine, added, &groups, &table);
         found.dx = Some(x.like(dx)?);
         // The groups follow one another.
         let sums: Vec<_> = sums.into_iter().filter_map(OnceLock::into_inner).collect();

@@ -44,10 +44,7 @@ pub(super) fn in_order<S: Source>(len: usize, source: &S) -> Vec<S::Value> {
         source,
         range: 0..whole,
     };
-    match len < SMALL {
-        true => items = Producer::fold_with(all, InVec(items)).complete(),
-        false => all.collect_into_vec(&mut items),
-    }
+    all.collect_into_vec(&mut items);
     let mut values = items.into_flattened();
     let mut rest = [S::Value::from_f64(0.0); ITEM];
     let rest = &mut rest[..len % ITEM];
@@ -86,7 +83,7 @@ impl<S: Source> ParallelIterator for Items<'_, S> {
     type Item = [S::Value; ITEM];
 
     fn drive_unindexed<C: UnindexedConsumer<Self::Item>>(self, consumer: C) -> C::Result {
-        bridge(self, consumer)
+        self.drive(consumer)
     }
 
     fn opt_len(&self) -> Option<usize> {
@@ -100,7 +97,10 @@ impl<S: Source> IndexedParallelIterator for Items<'_, S> {
     }
 
     fn drive<C: Consumer<Self::Item>>(self, consumer: C) -> C::Result {
-        bridge(self, consumer)
+        match self.range.len() * ITEM < SMALL {
+            true => Producer::fold_with(self, consumer.into_folder()).complete(),
+            false => bridge(self, consumer),
+        }
     }
 
     fn with_producer<C: ProducerCallback<Self::Item>>(self, callback: C) -> C::Output {
@@ -113,9 +113,12 @@ impl<'a, S: Source> Producer for Items<'a, S> {
     type IntoIter = std::vec::IntoIter<Self::Item>;
 
     fn into_iter(self) -> Self::IntoIter {
-        Producer::fold_with(self, InVec(Vec::new()))
-            .complete()
-            .into_iter()
+        let item = |number: usize| {
+            let mut item = [S::Value::from_f64(0.0); ITEM];
+            self.source.fill(number * ITEM, &mut item);
+            item
+        };
+        self.range.map(item).collect::<Vec<_>>().into_iter()
     }
 
     fn split_at(self, index: usize) -> (Self, Self) {
@@ -129,27 +132,6 @@ impl<'a, S: Source> Producer for Items<'a, S> {
     fn fold_with<F: Folder<Self::Item>>(self, folder: F) -> F {
         let items = self;
         pulp::Arch::new().dispatch(Folded { items, folder })
-    }
-}
-
-/// Where there is one thread, its items.
-struct InVec<T>(Vec<T>);
-
-impl<T> Folder<T> for InVec<T> {
-    type Result = Vec<T>;
-
-    #[inline(always)]
-    fn consume(mut self, item: T) -> Self {
-        self.0.push(item);
-        self
-    }
-
-    fn complete(self) -> Vec<T> {
-        self.0
-    }
-
-    fn full(&self) -> bool {
-        false
     }
 }
 

@@ -6,7 +6,7 @@ use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
 use super::cut::{Bend, Straight, choose};
 use super::normalize::linear;
-use super::walk::{Formula, Operands, PerChannel, Table, Walk};
+use super::walk::{Formula, Operands, PerChannel, Table, Walk, part};
 use super::{Affine, Element, ParameterGradients, Statistics, Valid, Values};
 use crate::layer::{check_length, check_like};
 use crate::{Error, Layout, Shape};
@@ -61,7 +61,7 @@ where
     let table = |_| table(all.clone(), statistics, &affine, gradients);
     let groups = std::slice::from_ref(&all);
     g.like(input_gradients(
-        &walk, operands, statistics, &affine, false, groups, table,
+        &walk, operands, statistics, &affine, false, groups, &table,
     ))
 }
 
@@ -134,7 +134,7 @@ pub(super) fn input_gradients<X: Element, T: Element>(
     affine: &Affine,
     with_residual: bool,
     groups: &[Range<usize>],
-    table: impl Fn(usize) -> Table<5> + Sync + Send,
+    table: &(dyn Fn(usize) -> Table<5> + Sync),
 ) -> Vec<T> {
     choose!(affine.activation, with_residual, |ADD, bend| {
         let formula = InputGradient::<ADD, _>::new(bend, statistics);
@@ -187,7 +187,7 @@ impl<const ADD: bool, B: Bend, X: Element, T: Element> Formula<X, T, 5> for Inpu
         out: &mut [T; L],
     ) {
         let Operands { x, dy, residual } = operands.at(0..L);
-        let [mean, scale, beta, offset, slope] = numbers.map(|numbers| numbers.part(0..L));
+        let [mean, scale, beta, offset, slope] = part(numbers, 0..L);
         let g = |index: usize, x: f64| {
             let numbers = [mean.at(index), scale.at(index), beta.at(index)];
             let residual = if ADD { residual[index].to_f64() } else { 0.0 };

@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::{Array1, ArrayBase, ArrayD, Data, Dimension};
 
 use super::cut::{Bend, choose};
-use super::walk::{Formula, Operands, PerChannel, Table, Walk};
+use super::walk::{Formula, Operands, PerChannel, Table, Walk, part};
 use super::{Element, Statistics, Valid, Values};
 use crate::layer::{check_length, check_like};
 use crate::{Activation, Error, Layout, Options, Parameter, Shape, State};
@@ -110,7 +110,7 @@ impl<const ADD: bool, B: Bend, T: Element> Formula<T, T, 3> for Normalized<ADD, 
         out: &mut [T; L],
     ) {
         let Operands { x, residual, .. } = operands.at(0..L);
-        let [mean, scale, beta] = [mean, scale, beta].map(|numbers| numbers.part(0..L));
+        let [mean, scale, beta] = part([mean, scale, beta], 0..L);
         for (index, y) in out.iter_mut().enumerate() {
             let numbers = [mean.at(index), scale.at(index), beta.at(index)];
             let residual = if ADD { residual[index].to_f64() } else { 0.0 };

@@ -151,13 +151,8 @@ pub fn moments<T: Element, S: Data<Elem = T>, D: Dimension>(
 ) -> Result<Moments, Error> {
     let x = Values::new(x, layout)?;
     let valid = Valid::new(valid, &x.shape)?;
-    let (walk, values) = (&x.walk(&valid), &*x.values);
     let channels = x.shape.channels();
-    let parts = walk.each_block(0..channels, |block| PartOf {
-        walk,
-        values,
-        block,
-    });
+    let parts = parts_of(&x.walk(&valid), &x.values, channels);
     // Means are sums over counts, so that no mean is rounded twice.
     let mut mean = Array1::zeros(channels);
     let mut counts = vec![0; channels];
@@ -180,6 +175,15 @@ pub fn moments<T: Element, S: Data<Elem = T>, D: Dimension>(
         }
     }
     Ok(Moments { count, mean, m2 })
+}
+
+/// What is known of each part of the batch.
+fn parts_of<T: Element>(walk: &Walk<'_>, values: &[T], channels: usize) -> Vec<Part> {
+    walk.each_block(0..channels, |block| PartOf {
+        walk,
+        values,
+        block,
+    })
 }
 
 /// What is known of some channels of a part of the batch.

@@ -124,6 +124,18 @@ impl PerChannel for &[f64] {
     }
 }
 
+/// The numbers of some of the values: `map` would be compiled anew for each caller.
+#[inline(always)]
+pub(super) fn part<P: PerChannel, const K: usize>(
+    mut numbers: [P; K],
+    range: Range<usize>,
+) -> [P; K] {
+    for number in &mut numbers {
+        *number = number.part(range.clone());
+    }
+    numbers
+}
+
 /// The number of a run, and that of the next.
 #[derive(Clone, Copy)]
 struct Both {
@@ -234,7 +246,7 @@ pub(super) trait Formula<X, T: Element, const K: usize>: Copy + Sync {
         let (groups, _) = item.as_chunks_mut::<GROUP>();
         for (number, group) in groups.iter_mut().enumerate() {
             let range = number * GROUP..(number + 1) * GROUP;
-            let numbers = numbers.map(|numbers| numbers.part(range.clone()));
+            let numbers = part(numbers, range.clone());
             self.values(operands.at(range), valid, numbers, group);
         }
         item
@@ -254,7 +266,7 @@ pub(super) trait Formula<X, T: Element, const K: usize>: Copy + Sync {
         let mut done = 0;
         while done < count {
             if count < GROUP {
-                let numbers = numbers.map(|numbers| numbers.part(done..done + 1));
+                let numbers = part(numbers, done..done + 1);
                 let (operands, out) = (operands.at(done..done + 1), &mut out[done..done + 1]);
                 if let Some(out) = out.first_chunk_mut::<1>() {
                     self.values(operands, valid, numbers, out);
@@ -263,7 +275,7 @@ pub(super) trait Formula<X, T: Element, const K: usize>: Copy + Sync {
             } else {
                 let first = done.min(count - GROUP);
                 let group = first..first + GROUP;
-                let numbers = numbers.map(|numbers| numbers.part(group.clone()));
+                let numbers = part(numbers, group.clone());
                 let operands = operands.at(group.clone());
                 if let Some(out) = out[group].first_chunk_mut::<GROUP>() {
                     self.values(operands, valid, numbers, out);
@@ -339,7 +351,7 @@ pub(super) trait Terms<const K: usize, const A: usize>: Copy + Sync {
         sums: &mut [Vec<f64>; A],
     ) {
         let columns = column..column + L;
-        let numbers = numbers.map(|numbers| numbers.part(columns.clone()));
+        let numbers = part(numbers, columns.clone());
         let mut found = [[0.0; L]; A];
         for (found, sums) in found.iter_mut().zip(&*sums) {
             found.copy_from_slice(&sums[columns.clone()]);
@@ -640,7 +652,7 @@ impl<'a> Walk<'a> {
         groups: &[Range<usize>],
         formula: impl Formula<X, T, K>,
         operands: Operands<'_, X, T>,
-        table: impl Fn(usize) -> Table<K> + Sync + Send,
+        table: &(dyn Fn(usize) -> Table<K> + Sync),
     ) -> Vec<T> {
         if groups.len() == 1 {
             return self.map(formula, operands, table(0));
@@ -801,7 +813,8 @@ impl<F: Formula<X, T, K>, X: Element, T: Element, const K: usize> Source
 {
     type Value = T;
 
-    #[inline(always)]
+    /// Compiled once, for any processor: few items come to this.
+    #[inline(never)]
     fn fill(&self, index: usize, out: &mut [T]) {
         let operands = self.operands.at(index..index + out.len());
         let (rows, place) = (self.walk.rows, &mut self.walk.segments(index));
@@ -833,7 +846,7 @@ impl<F: Formula<X, T, K>, X: Element, T: Element, const K: usize> Source
             if rows {
                 for done in (0..whole).step_by(ITEM) {
                     let range = done..done + ITEM;
-                    let numbers = columns.map(|numbers| numbers.part(range.clone()));
+                    let numbers = part(columns, range.clone());
                     folder = folder.consume(formula.item(own.at(range), valid, numbers));
                 }
             } else {
@@ -854,7 +867,7 @@ impl<F: Formula<X, T, K>, X: Element, T: Element, const K: usize> Source
                 self.fill(index, &mut item);
                 item
             } else if rows {
-                let numbers = columns.map(|numbers| numbers.part(whole..whole + ITEM));
+                let numbers = part(columns, whole..whole + ITEM);
                 formula.item(operands.at(index..index + ITEM), valid, numbers)
             } else {
                 let (heads, tails) = (shared, table.at(next.first));
