@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use burn::backend::{CubeDevice, DispatchDevice};
-use burn::tensor::{DType, Device, wgpu::WgpuSetup};
+use burn::tensor::{DType, Device, DeviceKind, wgpu::WgpuSetup};
 use wgpu_batchnorm::{Activation, Gpu, Layout, OneValue, Options, Plan, Shape, wgpu};
 
 use crate::RunningVariance;
@@ -280,7 +280,8 @@ impl Site {
 /// Opens burn's default wgpu device, so that [`crate::FusedBatchNorm`] can work on it.
 ///
 /// Call it once, before the first tensor on that device: it is then what
-/// `burn::tensor::Device::wgpu(Default::default())` names, too. Later calls return the same device.
+/// `burn::tensor::Device::wgpu(Default::default())` names, too. Later calls return the same device, as
+/// does the first one after [`register`] of that device.
 /// Not in a browser, where opening cannot wait: there, give [`register`] the handles of burn's
 /// `init_with_setup_async`.
 ///
@@ -289,16 +290,17 @@ impl Site {
 /// [`Error::Device`] if it does less than the kernels need.
 #[cfg(not(target_family = "wasm"))]
 pub fn device() -> Result<Device, Error> {
-    static OPENED: Mutex<Option<Device>> = Mutex::new(None);
-    let mut opened = unpoisoned(&OPENED);
-    if let Some(device) = &*opened {
-        return Ok(device.clone());
+    static OPENING: Mutex<()> = Mutex::new(());
+    let _opening = unpoisoned(&OPENING);
+    let default = Device::wgpu(DeviceKind::default());
+    if cube_device(default.as_dispatch()).is_some_and(|name| known(name).is_some()) {
+        return Ok(default);
     }
     let (device, setup) = Device::wgpu_options()
         .init_with_setup()
         .map_err(|error| Error::Open(error.to_string()))?;
     register(&device, &setup)?;
-    Ok(opened.insert(device).clone())
+    Ok(device)
 }
 
 /// Makes a device known that was opened elsewhere, with the handles that belong to it: those that
@@ -350,15 +352,20 @@ pub(crate) fn site(device: &Device, dtype: DType) -> Option<(Arc<Site>, wgpu_bat
         DType::BF16 => wgpu_batchnorm::DType::Bf16,
         _ => return None,
     };
-    let sites = unpoisoned(&SITES);
-    let known = sites.iter().find(|(known, _)| known == name);
-    let (_, site) = known.unwrap_or_else(|| {
+    let site = known(name).unwrap_or_else(|| {
         panic!(
             "FusedBatchNorm does not know the queue of {device:?}: open the device by \
              `wgpu_batchnorm_burn::device()`, or make it known by `wgpu_batchnorm_burn::register`"
         )
     });
-    Some((Arc::clone(site), dtype))
+    Some((site, dtype))
+}
+
+/// The device of that name, if it is known.
+fn known(name: &CubeDevice) -> Option<Arc<Site>> {
+    let sites = unpoisoned(&SITES);
+    let found = sites.iter().find(|(known, _)| known == name);
+    found.map(|(_, site)| Arc::clone(site))
 }
 
 /// The device below the wrappers.

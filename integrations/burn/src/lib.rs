@@ -32,7 +32,8 @@
 //! that is not known panics and says so.
 //!
 //! # What runs where
-//! On a known wgpu device, with tensors of f32, f16 or bf16, the work is that of
+//! On a known wgpu device, with tensors of f32, f16 or bf16 (of which burn computes nothing there itself, so
+//! that no gradient comes from the operations behind), the work is that of
 //! [`wgpu_batchnorm::Plan`], recorded between burn's own work and submitted to burn's queue in
 //! order. Tensors are bound where they lie, with the channels second in memory or last, as burn's
 //! convolutions leave them; what is strided in another way (a transposed view, say) is made contiguous

@@ -1,11 +1,12 @@
 //! The module, in the place of burn's `BatchNorm`.
 
 use burn::backend::Dispatch;
-use burn::config::Config;
+use burn::config::{Config, config_to_json};
 use burn::module::{
     Content, DisplaySettings, Flag, Initializer, Module, ModuleDisplay, Param, RunningState,
 };
 use burn::nn::BatchNormConfig;
+use burn::serde::{Deserialize, Serialize};
 use burn::tensor::{DType, Device, Tensor, activation, assert_shape};
 
 use crate::device::{Settings, Site, site};
@@ -13,9 +14,11 @@ use crate::ops::{BatchNormOps, Maybe};
 
 /// Which variance of a batch enters the running variance. Normalization itself always uses that of
 /// the population.
-#[derive(Config, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(crate = "burn::serde")]
 pub enum RunningVariance {
     /// `Σ(x − mean)² / M`: burn's, and the default.
+    #[default]
     Population,
     /// `Σ(x − mean)² / (M − 1)`: PyTorch's.
     Unbiased,
@@ -30,34 +33,75 @@ impl From<RunningVariance> for wgpu_batchnorm::RunningVariance {
     }
 }
 
-/// The config of a [`FusedBatchNorm`]: that of burn's `BatchNorm`, and what is fused.
-#[derive(Config, Debug)]
+/// The config of a [`FusedBatchNorm`]: that of burn's `BatchNorm`, and what is fused. A file with burn's
+/// config loads as one in which nothing is.
+// Not derived: burn's derive reads only files in which every field is.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(crate = "burn::serde")]
 pub struct FusedBatchNormConfig {
     /// The number of channels. At least 1.
     pub num_features: usize,
     /// What is added to the variance, finite and positive. Default: 1e-5
-    #[config(default = 1e-5)]
     pub epsilon: f64,
     /// The weight of a batch in the running statistics, in 0 … 1. Default: 0.1
-    #[config(default = 0.1)]
     pub momentum: f64,
-    /// Whether a ReLU follows, at no cost. Default: no
-    #[config(default = false)]
+    /// Whether a ReLU follows, without a pass over memory of its own. Default: no
+    #[serde(default)]
     pub relu: bool,
     /// Which variance enters the running one. Default: burn's
-    #[config(default = "RunningVariance::Population")]
+    #[serde(default)]
     pub running_variance: RunningVariance,
+}
+
+impl Config for FusedBatchNormConfig {}
+
+impl std::fmt::Display for FusedBatchNormConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&config_to_json(self))
+    }
 }
 
 impl From<BatchNormConfig> for FusedBatchNormConfig {
     fn from(config: BatchNormConfig) -> Self {
-        Self::new(config.num_features)
-            .with_epsilon(config.epsilon)
-            .with_momentum(config.momentum)
+        Self {
+            num_features: config.num_features,
+            epsilon: config.epsilon,
+            momentum: config.momentum,
+            relu: false,
+            running_variance: RunningVariance::default(),
+        }
     }
 }
 
 impl FusedBatchNormConfig {
+    /// Of so many channels, with the defaults.
+    pub fn new(num_features: usize) -> Self {
+        BatchNormConfig::new(num_features).into()
+    }
+
+    /// Sets what is added to the variance.
+    pub fn with_epsilon(self, epsilon: f64) -> Self {
+        Self { epsilon, ..self }
+    }
+
+    /// Sets the weight of a batch in the running statistics.
+    pub fn with_momentum(self, momentum: f64) -> Self {
+        Self { momentum, ..self }
+    }
+
+    /// Sets whether a ReLU follows.
+    pub fn with_relu(self, relu: bool) -> Self {
+        Self { relu, ..self }
+    }
+
+    /// Sets which variance enters the running one.
+    pub fn with_running_variance(self, running_variance: RunningVariance) -> Self {
+        Self {
+            running_variance,
+            ..self
+        }
+    }
+
     /// A module with γ = 1, β = 0, running mean 0 and running variance 1.
     ///
     /// # Panics
@@ -96,11 +140,12 @@ impl FusedBatchNormConfig {
 /// `[batch, num_features, …]`, of any rank from 2 on, f32, f16 or bf16.
 ///
 /// # Accuracy
-/// On a known wgpu device that of [`wgpu_batchnorm::Plan`]: within 1e-6 of f64 in f32, whatever the
-/// offset of `x`. burn's own loses digits where the mean is large against the deviation.
+/// On a known wgpu device that of [`wgpu_batchnorm::Plan`], at any offset of `x`. burn's own loses digits
+/// where the mean is large against the deviation.
 ///
-/// One difference remains: of a batch with one value per channel the running statistics stay as
-/// they are, since it has no variance. burn takes it for 0.
+/// # Differences
+/// Of a batch with one value per channel the running statistics stay as they are, since it has no
+/// variance. burn takes it for 0. An empty batch in training is a panic, and steps nothing.
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct FusedBatchNorm {
@@ -164,10 +209,9 @@ impl FusedBatchNorm {
             "FusedBatchNorm: an empty batch has no statistics"
         );
         match site(&device, input.dtype()) {
-            // There is nothing to compute, nor to bind.
-            Some(_) if empty => input,
-            Some((site, dtype)) => self.fused(&site, dtype, input, residual, trains),
-            None => self.composed(input, residual, trains),
+            // Of an empty batch there is nothing to bind.
+            Some((site, dtype)) if !empty => self.fused(&site, dtype, input, residual, trains),
+            _ => self.composed(input, residual, trains),
         }
     }
 
@@ -189,8 +233,7 @@ impl FusedBatchNorm {
             !trains,
         );
         let planned = site.plan(&input.dims(), dtype, settings);
-        // Vectors are f32. A cast to what a tensor is costs nothing.
-        let vector = |vector: Tensor<1>| vector.cast(DType::F32).into_dispatch();
+        let vector = |vector: Tensor<1>| cast(vector, DType::F32).into_dispatch();
         let residual = Maybe::from(residual.map(Tensor::into_dispatch));
         let (gamma, beta) = (vector(self.gamma.val()), vector(self.beta.val()));
         let input = input.into_dispatch();
@@ -214,15 +257,15 @@ impl FusedBatchNorm {
             planned,
         );
         let step = |state: &RunningState<Tensor<1>>, stepped, dtype: DType| {
-            let stepped = Tensor::<1>::from_dispatch(stepped).cast(dtype);
-            state.update(stepped.detach());
+            let stepped = Tensor::<1>::from_dispatch(stepped);
+            state.update(cast(stepped, dtype).detach());
         };
         step(&self.running_mean, found.running_mean, mean_dtype);
         step(&self.running_var, found.running_var, var_dtype);
         Tensor::from_dispatch(found.y)
     }
 
-    /// By burn's own operations, on backends that are not wgpu.
+    /// By burn's own operations, in the type of `input`.
     fn composed<const D: usize>(
         &self,
         input: Tensor<D>,
@@ -230,7 +273,8 @@ impl FusedBatchNorm {
         trains: bool,
     ) -> Tensor<D> {
         let device = input.device();
-        let (gamma, beta) = (self.gamma.val(), self.beta.val());
+        let vector = |vector: Tensor<1>| cast(vector, input.dtype());
+        let (gamma, beta) = (vector(self.gamma.val()), vector(self.beta.val()));
         let output = if trains {
             let values = input.shape().num_elements() / self.gamma.shape().num_elements();
             let found = burn::tensor::module::batch_norm_train(input, gamma, beta, self.epsilon);
@@ -242,9 +286,10 @@ impl FusedBatchNorm {
                 let variance = found.variance.mul_scalar(values as f64 / degrees as f64);
                 let step = |state: &RunningState<Tensor<1>>, batch: Tensor<1>| {
                     let old = state.value_sync().to_device(&device);
+                    let batch = cast(batch.detach(), old.dtype());
                     let new = old
                         .mul_scalar(1.0 - self.momentum)
-                        .add(batch.detach().mul_scalar(self.momentum));
+                        .add(batch.mul_scalar(self.momentum));
                     state.update(new.detach());
                 };
                 step(&self.running_mean, found.mean);
@@ -252,8 +297,8 @@ impl FusedBatchNorm {
             }
             found.output
         } else {
-            let mean = self.running_mean.value().to_device(&device);
-            let var = self.running_var.value().to_device(&device);
+            let mean = vector(self.running_mean.value().to_device(&device));
+            let var = vector(self.running_var.value().to_device(&device));
             burn::tensor::module::batch_norm(input, gamma, beta, mean, var, self.epsilon)
         };
         let output = match residual {
@@ -265,6 +310,12 @@ impl FusedBatchNorm {
             false => output,
         }
     }
+}
+
+/// A vector in another type, for which one that is quantized has to be a float first. It costs nothing
+/// where it has the type.
+fn cast(vector: Tensor<1>, dtype: DType) -> Tensor<1> {
+    vector.dequantize().cast(dtype)
 }
 
 impl ModuleDisplay for FusedBatchNorm {
