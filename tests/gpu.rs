@@ -47,26 +47,39 @@ fn main() {
     }
     let arguments = libtest_mimic::Arguments::from_args();
     let adapters = Adapter::all();
-    let mut trials = Vec::new();
-    for adapter in &adapters {
-        trials.extend(operations::trials(adapter));
-        trials.extend(modes::trials(adapter));
-        trials.extend(storage::trials(adapter));
-        trials.extend(synchronized::trials(adapter));
-        trials.extend(monitor::trials(adapter));
-        trials.extend(reference::trials(adapter));
-        trials.extend(accuracy::trials(adapter));
-        trials.extend(plan::trials(adapter));
-        trials.extend(bad_input::trials(adapter));
-        trials.extend(exact::trials(adapter));
-        trials.extend(faults::trials(adapter));
-        trials.extend(large::trials(adapter));
-        trials.extend(properties::trials(adapter));
-        trials.extend(device::trials(adapter));
-        trials.extend(pipeline_cache::trials(adapter));
-    }
+    // By turns: tests of one adapter wait for one another, those of another adapter need not.
+    let by_adapter = adapters.iter().map(trials);
+    let mut turns: Vec<_> = by_adapter
+        .flat_map(|trials| trials.into_iter().enumerate())
+        .collect();
+    turns.sort_by_key(|(turn, _)| *turn);
+    let mut trials: Vec<_> = turns.into_iter().map(|(_, trial)| trial).collect();
     if adapters.is_empty() {
         trials.push(common::needs_an_adapter("all GPU tests"));
     }
     libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// All tests on an adapter.
+fn trials(adapter: &Adapter) -> Vec<libtest_mimic::Trial> {
+    [
+        operations::trials,
+        modes::trials,
+        storage::trials,
+        synchronized::trials,
+        monitor::trials,
+        reference::trials,
+        accuracy::trials,
+        plan::trials,
+        bad_input::trials,
+        exact::trials,
+        faults::trials,
+        large::trials,
+        properties::trials,
+        device::trials,
+        pipeline_cache::trials,
+    ]
+    .into_iter()
+    .flat_map(|trials| trials(adapter))
+    .collect()
 }

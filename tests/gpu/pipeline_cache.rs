@@ -1,6 +1,7 @@
 //! Pipelines kept in a file: a second device, broken files, folders that cannot be used.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use libtest_mimic::Trial;
 use wgpu_batchnorm::{BatchNorm, Error, Gpu, Layout, Options, Tensor, wgpu};
@@ -37,7 +38,10 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> std::io::Result<Self> {
-        let name = format!("wgpu_batchnorm {name} {}", std::process::id());
+        // The same test may run on another adapter meanwhile.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let (process, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("wgpu_batchnorm {name} {process} {number}");
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path)?;
         Ok(Self(path))

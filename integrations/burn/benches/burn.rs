@@ -201,7 +201,10 @@ fn main() -> Result<(), Failure> {
                 }
             }
         }
-        if let Some([_, ours]) = errors.iter().find(|[_, ours]| !(*ours < 1e-5)) {
+        if let Some([_, ours]) = errors
+            .iter()
+            .find(|[_, ours]| ours.is_nan() || *ours >= 1e-5)
+        {
             return Err(format!("{dims:?}: our error is {ours}").into());
         }
         let name = dims.map(|size| size.to_string()).join("×");
