@@ -813,7 +813,7 @@ impl<F: Formula<X, T, K>, X: Element, T: Element, const K: usize> Source
 {
     type Value = T;
 
-    /// Compiled once, for any processor: few items come to this.
+    /// Compiled once, for any processor: few items come to this, but where a mask lies over short runs.
     #[inline(never)]
     fn fill(&self, index: usize, out: &mut [T]) {
         let operands = self.operands.at(index..index + out.len());
