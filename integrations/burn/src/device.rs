@@ -343,9 +343,6 @@ pub(crate) fn site(device: &Device, dtype: DType) -> Option<(Arc<Site>, wgpu_bat
     let name @ CubeDevice::Wgpu(_) = cube_device(device.as_dispatch())? else {
         return None;
     };
-    if name.client().is_capturing() {
-        return None;
-    }
     let dtype = match dtype {
         DType::F32 => wgpu_batchnorm::DType::F32,
         DType::F16 => wgpu_batchnorm::DType::F16,
@@ -358,7 +355,7 @@ pub(crate) fn site(device: &Device, dtype: DType) -> Option<(Arc<Site>, wgpu_bat
              `wgpu_batchnorm_burn::device()`, or make it known by `wgpu_batchnorm_burn::register`"
         )
     });
-    Some((site, dtype))
+    (!name.client().is_capturing()).then_some((site, dtype))
 }
 
 /// The device of that name, if it is known.
@@ -381,4 +378,16 @@ fn cube_device(device: &DispatchDevice) -> Option<&CubeDevice> {
 /// What a poisoned lock guards is whole: nothing here panics half-way.
 fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether or not there is such an adapter: its name alone opens nothing.
+    #[test]
+    #[should_panic(expected = "does not know the queue")]
+    fn a_device_that_is_not_known_is_refused() {
+        let _ = site(&Device::wgpu(DeviceKind::DiscreteGpu(7)), DType::F32);
+    }
 }

@@ -1,9 +1,9 @@
 //! [`wgpu_batchnorm`] as a module of [burn](https://burn.dev): batch normalization as one operator, on
 //! burn's own wgpu device, over burn's own buffers, with automatic differentiation.
 //!
-//! burn's `BatchNorm` is a chain of primitives: means, differences, squares, products. [`FusedBatchNorm`] stands in its place: it has the same parameters under the same
-//! names, so that a saved record of either loads into the other, the same config, and the same way
-//! to keep its running statistics.
+//! burn's `BatchNorm` is a chain of primitives: means, differences, squares, products. [`FusedBatchNorm`]
+//! stands in its place: it has the same parameters under the same names, so that a saved record of either
+//! loads into the other, the same config, and the same way to keep its running statistics.
 //!
 //! ```
 //! use burn::prelude::*;
@@ -37,8 +37,8 @@
 //! [`wgpu_batchnorm::Plan`], recorded between burn's own work and submitted to burn's queue in
 //! order. Tensors are bound where they lie, with the channels second in memory or last, as burn's
 //! convolutions leave them; what is strided in another way (a transposed view, say) is made contiguous
-//! first, by a copy. y lies as x does. γ, β and the running statistics are read and written as f32; a module of another
-//! type has them cast.
+//! first, by a copy. y lies as x does. γ, β and the running statistics are read and written as f32; a
+//! module of another type has them cast.
 //!
 //! On every other backend (CPU, CUDA), with any other type, and while burn captures a graph, burn's own
 //! batch normalization is what runs, followed by burn's addition and ReLU: the same operation, with burn's

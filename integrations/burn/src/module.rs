@@ -244,8 +244,8 @@ impl FusedBatchNorm {
                 input, gamma, beta, residual, mean, var, planned,
             ));
         }
-        let mean = self.running_mean.value_sync().to_device(&device);
-        let var = self.running_var.value_sync().to_device(&device);
+        let [mean, var] =
+            [&self.running_mean, &self.running_var].map(|state| before(state, &device));
         let (mean_dtype, var_dtype) = (mean.dtype(), var.dtype());
         let found = Dispatch::wgpu_batch_norm_forward(
             input,
@@ -285,7 +285,7 @@ impl FusedBatchNorm {
                 };
                 let variance = found.variance.mul_scalar(values as f64 / degrees as f64);
                 let step = |state: &RunningState<Tensor<1>>, batch: Tensor<1>| {
-                    let old = state.value_sync().to_device(&device);
+                    let old = before(state, &device);
                     let batch = cast(batch.detach(), old.dtype());
                     let new = old
                         .mul_scalar(1.0 - self.momentum)
@@ -316,6 +316,11 @@ impl FusedBatchNorm {
 /// where it has the type.
 fn cast(vector: Tensor<1>, dtype: DType) -> Tensor<1> {
     vector.dequantize().cast(dtype)
+}
+
+/// Running statistics before a step, which leaves them floats if they were quantized.
+fn before(state: &RunningState<Tensor<1>>, device: &Device) -> Tensor<1> {
+    state.value_sync().to_device(device).dequantize()
 }
 
 impl ModuleDisplay for FusedBatchNorm {
