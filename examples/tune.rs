@@ -94,10 +94,13 @@ fn tunings(chosen: Tuning) -> Vec<(String, Tuning)> {
     for lanes in [8, 16, 32, 64, 128, 256, 512, 1024] {
         push(format!("lanes {lanes}"), &|tuning| tuning.lanes = lanes);
     }
-    for across in [1, 4, 8, 16, 32, 64] {
-        push(format!("lanes_across {across}"), &|tuning| {
-            tuning.lanes_across = across
+    for bytes in [1, 16, 32, 64, 128, 256, 512, 1024] {
+        push(format!("bytes_across {bytes}"), &|tuning| {
+            tuning.bytes_across = bytes
         });
+    }
+    for rows in [128, 256, 512, 1024, u32::MAX] {
+        push(format!("rows_max {rows}"), &|tuning| tuning.rows_max = rows);
     }
     for workgroups in [16, 64, 256, 1024, 4096] {
         push(format!("reduction_workgroups {workgroups}"), &|tuning| {
@@ -125,6 +128,12 @@ fn tunings(chosen: Tuning) -> Vec<(String, Tuning)> {
     push("one dispatch".to_owned(), &|tuning| {
         tuning.whole_bytes = u64::MAX;
         tuning.whole_workgroups = 1;
+    });
+    push("packs mix channels".to_owned(), &|tuning| {
+        tuning.mixed_rows_min = 1
+    });
+    push("packs of one channel".to_owned(), &|tuning| {
+        tuning.mixed_rows_min = u32::MAX
     });
     for native in [false, true] {
         push(format!("native_f16 {native}"), &|tuning| {

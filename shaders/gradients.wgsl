@@ -75,7 +75,9 @@ struct Term {
 fn term_at(at: Place, pivot: PerChannel, remainder: PerChannel, cut: Cut) -> Term {
     let off = from_mean(x_at(at.address), pivot, remainder);
     read_cut(at, cut);
-    let gradient = gradient_before(dy_at(at.address), off, at, cut);
+    // What belongs to other columns says nothing.
+    let before = gradient_before(dy_at(at.address), off, at, cut);
+    let gradient = select(Pack(), before, own_at(at));
     if PRODUCTS {
         // Padding with a gradient of 0 says nothing, whatever x holds there.
         let counts = valid_at(at) | (gradient != Pack(0.0));

@@ -3,7 +3,7 @@
 //   y = activation((x - mean) * inv_std * gamma + beta [+ residual])
 //
 // in   x, residual  [outer, channels, inner]
-//      gamma, beta  [channels]
+//      gamma, beta  [channels], lib/affine
 //      the statistics: lib/centre
 // out  y            [outer, channels, inner]
 //      mask         what the activation cut, if that is kept: lib/mask
@@ -13,8 +13,6 @@
 // Twin on the CPU: src/cpu/normalize.rs.
 
 @group(0) @binding(3) var<storage, read_write> y: array<Stored>;
-@group(0) @binding(10) var<storage, read> gamma: array<PerChannel>;
-@group(0) @binding(11) var<storage, read> beta: array<PerChannel>;
 
 struct Centre {
     /// mean = pivot + remainder
@@ -32,7 +30,7 @@ struct Coefficients {
 
 fn coefficients(column: u32) -> Coefficients {
     let centre = centre_of(column);
-    return Coefficients(centre, centre.inv_std * gamma[column], beta[column], kept_of(column));
+    return Coefficients(centre, centre.inv_std * gamma_of(column), beta_of(column), kept_of(column));
 }
 
 fn begin(at: Place, c: Coefficients) {

@@ -5,7 +5,8 @@
 
 use crate::{DType, Error, Tuning, View};
 
-/// What one invocation computes with at once. Each has a file in `shaders/lib/pack/`.
+/// What one invocation computes with at once. Their types are in `shaders/lib/pack/`, how a kernel comes by
+/// them in `shaders/lib/address/` and `shaders/lib/map/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Packing {
     /// One value.
@@ -14,13 +15,24 @@ pub(crate) enum Packing {
     Inner,
     /// Four neighbouring channels.
     Channels,
+    /// Four neighbours in memory, of which those that belong to one channel count: for reductions.
+    Ragged,
+    /// Four neighbours in memory, whichever channels they belong to: for element-wise kernels, where
+    /// reductions have `Ragged`.
+    Mixed,
 }
 
 impl Packing {
-    pub(crate) const ALL: [Self; 3] = [Self::Scalar, Self::Inner, Self::Channels];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Scalar,
+        Self::Inner,
+        Self::Channels,
+        Self::Ragged,
+        Self::Mixed,
+    ];
 
-    /// The widest packing that fits a view.
-    pub(crate) fn of(view: View) -> Self {
+    /// The widest packing that fits a view, of those whose packs do not mix channels.
+    fn of_channels(view: View) -> Self {
         if view.inner == 1 && view.channels.is_multiple_of(4) {
             Self::Channels
         } else if view.inner.is_multiple_of(4) {
@@ -30,11 +42,24 @@ impl Packing {
         }
     }
 
+    /// Whether values of a pack may belong to several channels that are not neighbours.
+    pub(crate) fn mixes(self) -> bool {
+        matches!(self, Self::Ragged | Self::Mixed)
+    }
+
+    /// The packing of vectors of channels.
+    pub(crate) fn of_vectors(self) -> Self {
+        match self {
+            Self::Channels => self,
+            _ => Self::Scalar,
+        }
+    }
+
     /// Values in a pack.
     fn values(self) -> u64 {
         match self {
             Self::Scalar => 1,
-            Self::Inner | Self::Channels => 4,
+            _ => 4,
         }
     }
 }
@@ -47,29 +72,65 @@ pub(crate) struct Form {
 }
 
 impl Form {
-    pub(crate) const ALL: [Self; 9] = {
-        let mut all = [Self {
-            packing: Packing::Scalar,
-            dtype: DType::F32,
-        }; 9];
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         let dtypes = [DType::F32, DType::F16, DType::Bf16];
-        let mut index = 0;
-        while index < 9 {
-            all[index] = Self {
-                packing: Packing::ALL[index % 3],
-                dtype: dtypes[index / 3],
-            };
-            index += 1;
-        }
-        all
-    };
+        dtypes
+            .into_iter()
+            .flat_map(|dtype| Packing::ALL.map(|packing| Self { packing, dtype }))
+    }
 
-    /// The form with the widest packs that fit a view.
-    pub(crate) fn of(view: View, dtype: DType) -> Self {
-        Self {
-            packing: Packing::of(view),
-            dtype,
-        }
+    /// The form with the widest packs that fit a view; `masked` as for [`Divisions::new`].
+    pub(crate) fn of(
+        view: View,
+        dtype: DType,
+        masked: bool,
+        tuning: &Tuning,
+        limits: &wgpu::Limits,
+    ) -> Self {
+        let packing = Packing::of_channels(view);
+        let form = Self { packing, dtype };
+        let packing = match form.gains_by_mixing(view, masked, tuning, limits) {
+            true => Packing::Mixed,
+            false => packing,
+        };
+        Self { packing, dtype }
+    }
+
+    /// Whether packs should mix channels where else they would be of one value.
+    fn gains_by_mixing(
+        self,
+        view: View,
+        masked: bool,
+        tuning: &Tuning,
+        limits: &wgpu::Limits,
+    ) -> bool {
+        let values = Block::new(view, Packing::Scalar);
+        let may = self.packing == Packing::Scalar
+            && values.packs().is_multiple_of(4)
+            // Slices would have to begin with a row.
+            && values.packs() * self.dtype.size() as u64 <= binding(limits)
+            // What belongs to a column's channels takes some twenty loads, which rows share.
+            && Block::new(view, Packing::Mixed).outer >= tuning.mixed_rows_min.into();
+        // Pairs are that much slower.
+        may && (self.in_pairs()
+            // At least half of what a reduction loads should be its own.
+            || (Block::new(view, Packing::Ragged).plane * 4 <= values.plane * 2
+                // One dispatch is better yet.
+                && Division::whole(values, self, masked, tuning, limits).is_none()))
+    }
+
+    /// The form of the reductions of an operation whose element-wise kernels have this one.
+    pub(crate) fn of_reductions(self) -> Self {
+        let packing = match self.packing {
+            Packing::Mixed => Packing::Ragged,
+            other => other,
+        };
+        Self { packing, ..self }
+    }
+
+    /// Packs whose bits fill a word of a mask.
+    fn packs_per_word(self) -> u64 {
+        32 / self.packing.values()
     }
 
     fn pack_bytes(self) -> u64 {
@@ -94,15 +155,40 @@ pub(crate) struct Block {
 impl Block {
     /// A view in packs.
     pub(crate) fn new(view: View, packing: Packing) -> Self {
-        let (across_columns, across_plane) = match packing {
-            Packing::Scalar => (1, 1),
-            Packing::Inner => (1, 4),
-            Packing::Channels => (4, 1),
-        };
-        Self {
+        let values = Self {
             outer: view.outer as u64,
-            columns: view.channels as u64 / across_columns,
-            plane: view.inner as u64 / across_plane,
+            columns: view.channels as u64,
+            plane: view.inner as u64,
+        };
+        match packing {
+            Packing::Scalar => values,
+            Packing::Inner => Self {
+                plane: values.plane / 4,
+                ..values
+            },
+            Packing::Channels => Self {
+                columns: values.columns / 4,
+                ..values
+            },
+            // As many as a plane may touch, wherever it begins.
+            Packing::Ragged => Self {
+                plane: (values.plane + 3).div_ceil(4),
+                ..values
+            },
+            // In a row of whole packs, each is a column.
+            Packing::Mixed => {
+                let sample = values.columns * values.plane;
+                let samples = match sample % 4 {
+                    0 => 1,
+                    2 => 2,
+                    _ => 4,
+                };
+                Self {
+                    outer: values.outer / samples,
+                    columns: samples * sample / 4,
+                    plane: 1,
+                }
+            }
         }
     }
 
@@ -200,10 +286,7 @@ impl Slices {
     /// only a plane is cut, into multiples of `multiple` packs.
     fn new(tensor: Block, pack_bytes: u64, multiple: u64, limits: &wgpu::Limits) -> Self {
         let alignment = u64::from(limits.min_storage_buffer_offset_alignment);
-        // Addresses are u32.
-        let binding = limits
-            .max_storage_buffer_binding_size
-            .min(u64::from(u32::MAX) - 3);
+        let binding = binding(limits);
         let slices = if tensor.packs() * pack_bytes <= binding {
             Slice::cut(tensor, tensor.packs())
         } else {
@@ -239,12 +322,17 @@ impl Slices {
         let values_in_pack = self.pack_bytes / 2;
         geometry.first_address = first_address as u32;
         geometry.first_column = slice.first_column as u32;
-        geometry.all_columns = self.tensor.columns as u32;
         geometry.first_number = slice.first_number(self.tensor) as u32;
         // Used only where a value takes two bytes and a pack is one value, or two.
         let first_value = slice.first_pack.wrapping_sub(first_address) * values_in_pack;
         geometry.value_offset = first_value as u32;
     }
+}
+
+/// The bytes of a slice at most: addresses are u32.
+fn binding(limits: &wgpu::Limits) -> u64 {
+    let most = u64::from(u32::MAX) - 3;
+    limits.max_storage_buffer_binding_size.min(most)
 }
 
 /// `total` in pieces of `most` and a rest.
@@ -365,7 +453,7 @@ impl MaskPlace {
 /// How an operation's work on a tensor is divided.
 #[derive(Clone, Debug)]
 pub(crate) struct Divisions {
-    /// What reductions run over.
+    /// What reductions run over; where packs mix channels, as element-wise kernels see it.
     pub(crate) slices: Slices,
     /// A reduction of each slice to a partial result per column and split.
     pub(crate) reductions: Vec<Division>,
@@ -399,21 +487,32 @@ impl Divisions {
         let mut first_split = 0;
         let mut reductions = Vec::new();
         for slice in &slices.slices {
-            let mut reduction = Division::reduction(slice.block, tuning, limits);
+            // What mixes channels is one slice.
+            let mut reduction = match form.packing {
+                Packing::Mixed => {
+                    Division::ragged_reduction(view, form.of_reductions(), tuning, limits)
+                }
+                _ => Division::reduction(slice.block, form, tuning, limits),
+            };
             slices.place(slice, &mut reduction.geometry);
             reduction.geometry.first_split = first_split;
             first_split += reduction.geometry.splits;
             reductions.push(reduction);
         }
-        let merge = Division::merge(tensor.columns as u32, first_split, tuning, limits);
+        let all_columns = match form.packing {
+            Packing::Channels => view.channels / 4,
+            _ => view.channels,
+        };
+        let merge = Division::merge(all_columns as u32, first_split, tuning, limits);
         let mut divisions = if form.in_pairs() {
-            Self::with_pairs(view, slices, reductions, merge, tuning, limits)
+            Self::with_pairs(view, form, slices, reductions, merge, tuning, limits)
         } else {
             Self::with_columns(form, masked, slices, reductions, merge, tuning, limits)
         };
         let of_reductions = divisions.reductions.iter_mut();
         let others = divisions.maps.iter_mut().chain(&mut divisions.whole);
         for division in of_reductions.chain(others) {
+            division.geometry.all_columns = all_columns as u32;
             division.geometry.values = (view.outer * view.channels * view.inner) as u32;
             division.geometry.inner = view.inner as u32;
         }
@@ -430,32 +529,32 @@ impl Divisions {
         tuning: &Tuning,
         limits: &wgpu::Limits,
     ) -> Self {
-        let packs_per_word = 32 / form.packing.values();
+        let packs_per_word = form.packs_per_word();
         let mut mask_words = 0;
         let mut maps = Vec::new();
         let mut whole = None;
         for (slice, reduction) in slices.slices.iter().zip(&mut reductions) {
             let block = slice.block;
             let multiple = if masked { packs_per_word } else { 1 };
-            let lanes = |tuning: &Tuning| match masked {
-                true => word_lanes(block, packs_per_word, tuning),
-                false => lanes(block, tuning),
-            };
-            if slices.slices.len() == 1 {
-                whole = Division::whole(block, slices.pack_bytes, lanes, tuning, limits);
+            if slices.slices.len() == 1 && !form.packing.mixes() {
+                whole = Division::whole(block, form, masked, tuning, limits);
             }
             // A mask must suit the lanes of both.
             let lanes = match &whole {
                 Some(whole) if masked => (whole.launch.lanes_x.into(), whole.launch.lanes_y.into()),
-                _ => lanes(tuning),
+                _ => map_lanes(block, form, masked, tuning),
             };
-            let mut map = Division::map(block, lanes, multiple, tuning, limits);
+            let mut map = Division::map(block, form, lanes, multiple, tuning, limits);
             slices.place(slice, &mut map.geometry);
             let mut mask = MaskPlace::new(&map, slice.block, packs_per_word);
             mask.first = mask_words;
             mask_words += mask.words;
             mask.put(&mut map.geometry);
             mask.put(&mut reduction.geometry);
+            if form.packing == Packing::Mixed {
+                // Its columns are not those of the mask.
+                reduction.geometry.mask_column_step = 0;
+            }
             if let Some(whole) = &mut whole {
                 slices.place(slice, &mut whole.geometry);
                 mask.put(&mut whole.geometry);
@@ -477,6 +576,7 @@ impl Divisions {
     /// Element-wise kernels over pairs of neighbours in memory.
     fn with_pairs(
         view: View,
+        form: Form,
         slices: Slices,
         mut reductions: Vec<Division>,
         merge: Division,
@@ -498,13 +598,12 @@ impl Divisions {
                 .min(power_of_two_up_to(binding / (4 * packs_per_word))),
             ..tuning.clone()
         };
-        let lanes = word_lanes(pairs, packs_per_word, &narrow);
+        let lanes = word_lanes(pairs, form, packs_per_word, &narrow);
         let map_slices = Slices::new(pairs, 4, packs_per_word * lanes.1, limits);
         let mut maps = Vec::new();
         for slice in &map_slices.slices {
-            let mut map = Division::map(slice.block, lanes, packs_per_word, tuning, limits);
+            let mut map = Division::map(slice.block, form, lanes, packs_per_word, tuning, limits);
             map_slices.place(slice, &mut map.geometry);
-            map.geometry.all_columns = view.channels as u32;
             maps.push(map);
         }
         let mut mask = MaskPlace::new(&maps[0], pairs, packs_per_word);
@@ -547,27 +646,47 @@ impl Divisions {
 
 impl Division {
     /// For a reduction of each column to one partial result per split.
-    fn reduction(block: Block, tuning: &Tuning, limits: &wgpu::Limits) -> Self {
-        let (lanes_x, lanes_y) = lanes(block, tuning);
+    fn reduction(block: Block, form: Form, tuning: &Tuning, limits: &wgpu::Limits) -> Self {
+        let (lanes_x, lanes_y) = lanes(block, form, tuning);
         let tiles = block.columns.div_ceil(lanes_x);
         let wanted = u64::from(tuning.reduction_workgroups).div_ceil(tiles);
-        let splits_for = |packs| block.length().div_ceil(lanes_y * u64::from(packs));
+        let splits_for = |packs: u64| block.length().div_ceil(lanes_y * packs);
+        let most = rows(block, lanes_y, tuning.rows_max);
         let splits = wanted
-            .min(splits_for(tuning.reduction_packs_min))
-            .max(splits_for(tuning.reduction_packs_max));
+            .min(splits_for(tuning.reduction_packs_min.into()))
+            .max(splits_for(most.min(tuning.reduction_packs_max.into())));
         let split_length = block.length().div_ceil(splits);
         Self::new(block, (lanes_x, lanes_y), split_length, limits)
+    }
+
+    /// The same in packs of which a column's plane has a part of the first and of the last.
+    fn ragged_reduction(view: View, form: Form, tuning: &Tuning, limits: &wgpu::Limits) -> Self {
+        let block = Block::new(view, Packing::Ragged);
+        let mut reduction = Self::reduction(block, form, tuning, limits);
+        // Addresses count values.
+        let values = Block::new(view, Packing::Scalar);
+        let outer_step = values.columns * values.plane;
+        let lanes = u64::from(reduction.launch.lanes_y);
+        let (planes, packs) = (lanes / block.plane, lanes % block.plane);
+        let geometry = &mut reduction.geometry;
+        geometry.step_in_tensor = (planes * outer_step + packs * 4) as u32;
+        geometry.next_plane = outer_step.wrapping_sub(4 * block.plane) as u32;
+        geometry.probes = probes(values);
+        reduction
     }
 
     /// For an element-wise kernel, whose lanes take multiples of some packs.
     fn map(
         block: Block,
+        form: Form,
         lanes: (u64, u64),
         multiple: u64,
         tuning: &Tuning,
         limits: &wgpu::Limits,
     ) -> Self {
-        let packs = u64::from(tuning.map_packs).next_multiple_of(multiple);
+        let wanted = least_packs(form).max(tuning.map_packs.into());
+        let most = rows(block, lanes.1, tuning.rows_max);
+        let packs = most.min(wanted).next_multiple_of(multiple);
         let split_length = block.length().min(lanes.1 * packs);
         Self::new(block, lanes, split_length, limits)
     }
@@ -577,24 +696,24 @@ impl Division {
     /// adds up no more than in a reduction, and there are workgroups enough.
     fn whole(
         block: Block,
-        pack_bytes: u64,
-        lanes: impl Fn(&Tuning) -> (u64, u64),
+        form: Form,
+        masked: bool,
         tuning: &Tuning,
         limits: &wgpu::Limits,
     ) -> Option<Self> {
-        // Few columns side by side, for many workgroups: 64 bytes of f32 are two of the pieces in
-        // which GPUs read memory.
+        // Few columns side by side, for many workgroups: 64 bytes are two of the pieces in which GPUs
+        // read memory.
         let narrow = Tuning {
-            lanes_across: tuning.lanes_across.min(4),
+            bytes_across: tuning.bytes_across.min(64),
             ..tuning.clone()
         };
-        let (lanes_x, lanes_y) = lanes(&narrow);
+        let (lanes_x, lanes_y) = map_lanes(block, form, masked, &narrow);
         // Also where that leaves a workgroup narrow.
         let lanes_x = match block.plane {
-            1 => lanes_x.min(narrow.lanes_across.into()),
+            1 => lanes_x.min(lanes_across(form, &narrow)),
             _ => lanes_x,
         };
-        let bytes = lanes_x * block.length() * pack_bytes;
+        let bytes = lanes_x * block.length() * form.pack_bytes();
         let packs = block.length().div_ceil(lanes_y);
         let workgroups = block.columns.div_ceil(lanes_x);
         let fits = bytes <= tuning.whole_bytes
@@ -663,34 +782,63 @@ impl Division {
 }
 
 /// A workgroup's shape: lanes across columns, lanes that share a column.
-fn lanes(block: Block, tuning: &Tuning) -> (u64, u64) {
-    // No more lanes on a column than leave each a group of four packs.
-    shared_lanes(
-        block,
-        block.length().div_ceil(4).next_power_of_two(),
-        tuning,
-    )
+fn lanes(block: Block, form: Form, tuning: &Tuning) -> (u64, u64) {
+    let shared = block.length().div_ceil(least_packs(form));
+    shared_lanes(block, form, shared.next_power_of_two(), tuning)
+}
+
+/// Packs of a column that a lane should have at least.
+fn least_packs(form: Form) -> u64 {
+    match form.packing {
+        // Against twenty loads for the column's channels.
+        Packing::Mixed => 16,
+        // The loads of four are under way at once.
+        _ => 4,
+    }
 }
 
 /// The same where lanes write words of a mask: no more on a column than leave each four words, so
 /// that a mask has hardly more than one bit for each value.
-fn word_lanes(block: Block, packs_per_word: u64, tuning: &Tuning) -> (u64, u64) {
+fn word_lanes(block: Block, form: Form, packs_per_word: u64, tuning: &Tuning) -> (u64, u64) {
     let words = block.length().div_ceil(packs_per_word);
-    shared_lanes(block, power_of_two_up_to(words / 4).into(), tuning)
+    shared_lanes(block, form, power_of_two_up_to(words / 4).into(), tuning)
+}
+
+/// The workgroup's shape of an element-wise kernel over columns, which may write a mask.
+fn map_lanes(block: Block, form: Form, masked: bool, tuning: &Tuning) -> (u64, u64) {
+    match masked {
+        true => word_lanes(block, form, form.packs_per_word(), tuning),
+        false => lanes(block, form, tuning),
+    }
 }
 
 /// With at most so many lanes, a power of two, on a column.
-fn shared_lanes(block: Block, shared: u64, tuning: &Tuning) -> (u64, u64) {
+fn shared_lanes(block: Block, form: Form, shared: u64, tuning: &Tuning) -> (u64, u64) {
     // Where neighbouring columns are neighbours in memory, lanes across them coalesce.
     let across = match block.plane {
-        1 => tuning.lanes_across.min(tuning.lanes),
+        1 => lanes_across(form, tuning).min(tuning.lanes.into()),
         _ => 1,
     };
     // And they go across to fill a narrow workgroup.
     let filling = u64::from(tuning.lanes.min(64)) / shared;
-    let lanes_x = block.columns.min(filling.max(across.into()));
+    let lanes_x = block.columns.min(filling.max(across));
     let lanes_y = power_of_two_up_to(shared.min(u64::from(tuning.lanes) / lanes_x));
     (lanes_x, lanes_y.into())
+}
+
+/// Lanes side by side on columns that are neighbours in memory: as many for packs of one value as for packs of
+/// four.
+fn lanes_across(form: Form, tuning: &Tuning) -> u64 {
+    (u64::from(tuning.bytes_across) / (4 * form.dtype.size() as u64)).max(1)
+}
+
+/// Packs for each lane, so that a workgroup has at most so many rows of columns that are neighbours in
+/// memory; elsewhere any number.
+fn rows(block: Block, lanes_y: u64, most: u32) -> u64 {
+    match block.plane {
+        1 => (u64::from(most) / lanes_y).max(1),
+        _ => u64::MAX,
+    }
 }
 
 /// The largest power of two that is at most `n`, and at least 1.
@@ -737,13 +885,15 @@ mod tests {
 
     /// The same as blocks of the packs that fit.
     fn small_tensors() -> impl Iterator<Item = Block> {
-        small_views().map(|view| Block::new(view, Packing::of(view)))
+        small_views().map(|view| Block::new(view, Packing::of_channels(view)))
     }
 
     fn tunings() -> [Tuning; 4] {
         let mut narrow = Tuning::gpu();
         narrow.lanes = 16;
-        narrow.lanes_across = 4;
+        narrow.bytes_across = 64;
+        narrow.rows_max = 5;
+        narrow.mixed_rows_min = 1;
         narrow.reduction_packs_min = 1;
         narrow.reduction_packs_max = 3;
         narrow.map_packs = 1;
@@ -786,8 +936,9 @@ mod tests {
         };
         for view in small_views() {
             for dtype in [DType::F32, DType::F16] {
-                let form = Form::of(view, dtype);
-                let divisions = Divisions::new(view, form, true, &Tuning::gpu(), &limits);
+                let tuning = Tuning::gpu();
+                let form = Form::of(view, dtype, true, &tuning, &limits);
+                let divisions = Divisions::new(view, form, true, &tuning, &limits);
                 for slices in [&divisions.slices, &divisions.map_slices] {
                     for (index, slice) in slices.slices.iter().enumerate() {
                         let bytes = slices.bytes(index);
@@ -801,9 +952,27 @@ mod tests {
         }
     }
 
-    /// The walk of `shaders/lib/tile.wgsl`, in arithmetic that panics where u32 overflows: the
-    /// column, the address and the number in its column of each pack, and whether it is its lane's last.
-    fn walk(launch: Launch, g: Geometry, mut visit: impl FnMut(u32, u32, u32, bool)) {
+    /// That of `shaders/lib/tile.wgsl`.
+    #[derive(Clone, Copy)]
+    struct Place {
+        address: u32,
+        place: u32,
+        number: u32,
+        last: bool,
+    }
+
+    /// From a plane to the next and from a pack to the next in `shaders/lib/address/`.
+    fn steps(form: Form, g: Geometry) -> (u32, u32) {
+        match form.packing {
+            Packing::Ragged => (g.inner, 4),
+            _ => (g.plane, 1),
+        }
+    }
+
+    /// The walk of `shaders/lib/tile.wgsl` and `shaders/lib/address/`, in arithmetic that panics where u32 overflows: the
+    /// column and the place of each pack.
+    fn walk(form: Form, launch: Launch, g: Geometry, mut visit: impl FnMut(u32, Place)) {
+        let (plane_size, place_step) = steps(form, g);
         let tiles = g.columns.div_ceil(launch.lanes_x);
         for index in 0..launch.grid[0] * launch.grid[1] {
             for local in 0..launch.lanes_x * launch.lanes_y {
@@ -821,12 +990,18 @@ mod tests {
                 }
                 let outer = start / g.plane;
                 let mut place = start - outer * g.plane;
-                let first = g.first_address + column * g.plane;
-                let mut address = first + outer * g.columns * g.plane + place;
+                let first = g.first_address + column * plane_size;
+                let mut address = first + outer * g.columns * plane_size + place * place_step;
                 let count = (split_end - start).div_ceil(launch.lanes_y);
                 for step in 0..count {
                     let number = g.first_number + start + step * launch.lanes_y;
-                    visit(g.first_column + column, address, number, step + 1 == count);
+                    let at = Place {
+                        address,
+                        place,
+                        number,
+                        last: step + 1 == count,
+                    };
+                    visit(g.first_column + column, at);
                     address = address.wrapping_add(g.step_in_tensor);
                     place += g.step_in_plane;
                     if place >= g.plane {
@@ -868,16 +1043,16 @@ mod tests {
     }
 
     /// Every view of small sizes that is not too large, with every tuning and limit.
-    fn small_divisions(dtype: DType, masked: bool, mut check: impl FnMut(View, &Divisions)) {
+    fn small_divisions(dtype: DType, masked: bool, mut check: impl FnMut(View, Form, &Divisions)) {
         for view in small_views() {
             if view.outer * view.channels * view.inner > 20_000 {
                 continue;
             }
             for tuning in tunings() {
                 for limits in limits() {
-                    let form = Form::of(view, dtype);
+                    let form = Form::of(view, dtype, masked, &tuning, &limits);
                     let divisions = Divisions::new(view, form, masked, &tuning, &limits);
-                    check(view, &divisions);
+                    check(view, form, &divisions);
                 }
             }
         }
@@ -891,28 +1066,32 @@ mod tests {
             (DType::F16, false),
             (DType::F16, true),
         ] {
-            small_divisions(dtype, masked, |view, divisions| {
+            small_divisions(dtype, masked, |view, form, divisions| {
                 let tensor = divisions.slices.tensor;
                 let slices = &divisions.slices.slices;
                 let visits = |divisions: &mut dyn Iterator<Item = &Division>| {
                     let mut visits = vec![0; tensor.packs() as usize];
                     for (slice, division) in slices.iter().zip(divisions) {
                         let g = division.geometry;
-                        walk(division.launch, g, |column, address, number, _| {
-                            let in_slice = u64::from(address - g.first_address);
+                        walk(form, division.launch, g, |column, at| {
+                            let in_slice = u64::from(at.address - g.first_address);
                             let pack = slice.first_pack + in_slice;
                             let column_of_pack = pack / tensor.plane % tensor.columns;
                             assert_eq!(u64::from(column), column_of_pack);
                             let outer = pack / tensor.plane / tensor.columns;
                             let expected = outer * tensor.plane + pack % tensor.plane;
-                            assert_eq!(u64::from(number), expected);
+                            assert_eq!(u64::from(at.number), expected);
                             visits[pack as usize] += 1;
                         });
                     }
                     visits
                 };
                 let once = |visits: Vec<i32>| visits.iter().all(|&visits| visits == 1);
-                assert!(once(visits(&mut divisions.reductions.iter())), "{view:?}");
+                let reductions = match form.packing {
+                    Packing::Mixed => values_visited(view, form, &divisions.reductions[0]),
+                    _ => visits(&mut divisions.reductions.iter()),
+                };
+                assert!(once(reductions), "{view:?}");
                 if let Some(whole) = &divisions.whole {
                     assert_eq!(whole.geometry.splits, 1);
                     assert!(once(visits(&mut std::iter::once(whole))), "{view:?}");
@@ -923,14 +1102,30 @@ mod tests {
                 let slices = divisions.map_slices.slices.iter();
                 for (slice, division) in slices.zip(&divisions.maps) {
                     let g = division.geometry;
-                    walk(division.launch, g, |_, address, _, _| {
-                        let in_slice = u64::from(address - g.first_address);
+                    walk(form, division.launch, g, |_, at| {
+                        let in_slice = u64::from(at.address - g.first_address);
                         visits[(slice.first_pack + in_slice) as usize] += 1;
                     });
                 }
                 assert!(visits.iter().all(|&visits| visits == 1), "{view:?}");
             });
         }
+    }
+
+    /// How often a reduction over packs of which a part belongs to a column counts each value, for the
+    /// value's own column: `own_at` of `shaders/lib/address/values.wgsl`.
+    fn values_visited(view: View, form: Form, reduction: &Division) -> Vec<i32> {
+        let mut visits = vec![0; view.outer * view.channels * view.inner];
+        let g = reduction.geometry;
+        walk(form.of_reductions(), reduction.launch, g, |column, at| {
+            let first = (4 * at.place).wrapping_sub(at.address % 4);
+            for value in (0..4).filter(|value| first.wrapping_add(*value) < g.inner) {
+                let index = (at.address / 4 * 4 + value) as usize;
+                assert_eq!(view.channel_of(index), column as usize, "{view:?}");
+                visits[index] += 1;
+            }
+        });
+        visits
     }
 
     /// A mask has hardly more bits than values.
@@ -945,6 +1140,7 @@ mod tests {
             (32 * 7 * 7, 2048, 1),
             (32 * 7 * 7, 3, 1),
             (256, 1000, 1),
+            (9, 2048, 49),
         ] {
             let view = View {
                 outer,
@@ -953,13 +1149,15 @@ mod tests {
             };
             for dtype in [DType::F32, DType::F16] {
                 for tuning in [Tuning::gpu(), Tuning::cpu()] {
-                    let form = Form::of(view, dtype);
                     let limits = wgpu::Limits::default();
+                    let form = Form::of(view, dtype, true, &tuning, &limits);
                     let divisions = Divisions::new(view, form, true, &tuning, &limits);
                     let values = (outer * channels * inner) as u64;
                     let bits = 32 * divisions.mask_words;
+                    // A word has the bits of 8 rows of 9.
+                    let most = if outer == 9 { 8 * values } else { 5 * values };
                     assert!(
-                        bits >= values && 4 * bits <= 5 * values,
+                        bits >= values && 4 * bits <= most,
                         "{view:?} {dtype:?}: {bits} bits for {values} values"
                     );
                 }
@@ -971,8 +1169,7 @@ mod tests {
     #[test]
     fn mask_bits_are_written_by_one_lane_and_found_again() {
         for dtype in [DType::F32, DType::F16] {
-            small_divisions(dtype, true, |view, divisions| {
-                let form = Form::of(view, dtype);
+            small_divisions(dtype, true, |view, form, divisions| {
                 let values = form.packing.values() as u32;
                 let slices = &divisions.slices;
                 let map_slices = &divisions.map_slices;
@@ -996,7 +1193,13 @@ mod tests {
                         };
                         // What came before in the same four packs of a lane.
                         let (mut word_of_four, mut in_four) = (0, 0);
-                        walk(map.launch, g, |column, address, number, last| {
+                        walk(form, map.launch, g, |column, at| {
+                            let Place {
+                                address,
+                                number,
+                                last,
+                                ..
+                            } = at;
                             if form.in_pairs() {
                                 for half in 0..2 {
                                     let address = 2 * address + half;
@@ -1023,14 +1226,26 @@ mod tests {
                 }
                 for (slice, reduction) in slices.slices.iter().zip(&divisions.reductions) {
                     let g = reduction.geometry;
-                    walk(reduction.launch, g, |column, address, number, _| {
-                        let pack = slice.first_pack + u64::from(address - g.first_address);
-                        let bit = if form.in_pairs() {
-                            mask_bit(g, column, number_in_pairs(g, address), 1)
+                    walk(form.of_reductions(), reduction.launch, g, |column, at| {
+                        let mut pack = slice.first_pack + u64::from(at.address - g.first_address);
+                        let bit = if form.packing == Packing::Mixed {
+                            // As `shaders/lib/mask/rows.wgsl` finds it.
+                            pack /= 4;
+                            let (row, offset) = (
+                                pack as u32 / g.mask_word_step,
+                                pack as u32 % g.mask_word_step,
+                            );
+                            let (word, bit) = mask_bit(g, column, row, values);
+                            (word + offset, bit)
+                        } else if form.in_pairs() {
+                            mask_bit(g, column, number_in_pairs(g, at.address), 1)
                         } else {
-                            mask_bit(g, column, number - g.first_number, values)
+                            mask_bit(g, column, at.number - g.first_number, values)
                         };
-                        assert_eq!(written[pack as usize], Some(bit), "{view:?}");
+                        // The last pack of a plane that mixes channels may be none of the tensor's.
+                        if pack < slices.tensor.packs() {
+                            assert_eq!(written[pack as usize], Some(bit), "{view:?}");
+                        }
                     });
                 }
             });
@@ -1046,11 +1261,50 @@ mod tests {
                 channels,
                 inner,
             };
-            let form = Form::of(view, DType::F32);
             let (tuning, limits) = (Tuning::gpu(), wgpu::Limits::default());
+            let form = Form::of(view, DType::F32, false, &tuning, &limits);
             let divisions = Divisions::new(view, form, false, &tuning, &limits);
             assert!(divisions.whole.is_some(), "{view:?}");
         }
+    }
+
+    /// Packs mix channels where else they would be of one value, if there are rows enough, whole packs, and
+    /// no better way.
+    #[test]
+    fn packs_mix_channels_where_that_gains() {
+        let (never, limits) = (u32::MAX, wgpu::Limits::default());
+        let packing = |(outer, channels, inner), dtype, masked, tuning: &Tuning| {
+            let view = View {
+                outer,
+                channels,
+                inner,
+            };
+            Form::of(view, dtype, masked, tuning, &limits).packing
+        };
+        let (small, large) = ((32, 2048, 49), (64, 96, 55 * 55));
+        let cpu = Tuning::cpu();
+        for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            for masked in [false, true] {
+                let is_mixed =
+                    |dims, tuning: &Tuning| packing(dims, dtype, masked, tuning) == Packing::Mixed;
+                assert!(is_mixed(small, &cpu) && is_mixed(large, &cpu));
+                assert!(is_mixed(large, &Tuning::gpu()));
+                // Too few rows, an odd number of values, more than a binding, packs of one channel.
+                for dims in [(7, 2048, 49), (33, 3, 49), (512, 2048, 147), (32, 64, 48)] {
+                    assert!(!is_mixed(dims, &cpu), "{dims:?}");
+                }
+                let mut tuning = Tuning::cpu();
+                tuning.mixed_rows_min = never;
+                assert!(!is_mixed(small, &tuning));
+                // Four samples make a row of three channels: a reduction would load what is not its own.
+                assert_eq!(is_mixed((32, 3, 1), &cpu), dtype != DType::F32);
+            }
+        }
+        // Small channels in f32 take one dispatch instead, where that can be.
+        let gpu = Tuning::gpu();
+        assert_eq!(packing(small, DType::F32, false, &gpu), Packing::Scalar);
+        assert_eq!(packing(small, DType::F32, true, &gpu), Packing::Mixed);
+        assert_eq!(packing(small, DType::F16, false, &gpu), Packing::Mixed);
     }
 
     #[test]
@@ -1082,13 +1336,13 @@ mod tests {
                 channels,
                 inner,
             };
-            let form = Form::of(view, DType::F32);
             for binding in [128 << 20, (2 << 30) - 4, u64::from(u32::MAX)] {
                 for tuning in [Tuning::gpu(), Tuning::cpu()] {
                     let limits = wgpu::Limits {
                         max_storage_buffer_binding_size: binding,
                         ..wgpu::Limits::default()
                     };
+                    let form = Form::of(view, DType::F32, true, &tuning, &limits);
                     let divisions = Divisions::new(view, form, true, &tuning, &limits);
                     let slices = &divisions.slices;
                     for index in (0..slices.slices.len()).step_by(97) {
@@ -1098,7 +1352,7 @@ mod tests {
                         let bytes = slices.bytes(index);
                         assert!(bytes.end - bytes.start <= binding);
                         for division in [reduction, map] {
-                            last_lane_is_in_range(slice.block, division);
+                            last_lane_is_in_range(slice.block, form, division);
                         }
                     }
                 }
@@ -1106,8 +1360,34 @@ mod tests {
         }
     }
 
+    /// The same of packs that mix channels, which lie in one binding: up to 2³¹ values.
+    #[test]
+    fn a_binding_of_packs_that_mix_channels_is_addressed_right() {
+        for (outer, channels, inner) in [(1 << 21, 3, 341), (1 << 28, 7, 1), (1 << 9, 1 << 16, 63)]
+        {
+            let view = View {
+                outer,
+                channels,
+                inner,
+            };
+            let limits = wgpu::Limits {
+                max_storage_buffer_binding_size: u64::from(u32::MAX),
+                ..wgpu::Limits::default()
+            };
+            for tuning in [Tuning::gpu(), Tuning::cpu()] {
+                let form = Form::of(view, DType::F16, true, &tuning, &limits);
+                assert_eq!(form.packing, Packing::Mixed);
+                let divisions = Divisions::new(view, form, true, &tuning, &limits);
+                let planes = Block::new(view, Packing::Ragged);
+                last_lane_is_in_range(planes, form.of_reductions(), &divisions.reductions[0]);
+                let rows = Block::new(view, Packing::Mixed);
+                last_lane_is_in_range(rows, form, &divisions.maps[0]);
+            }
+        }
+    }
+
     /// The last lane of the last split, in u32 that panics on overflow and in u64.
-    fn last_lane_is_in_range(block: Block, division: &Division) {
+    fn last_lane_is_in_range(block: Block, form: Form, division: &Division) {
         let Division { launch, geometry } = *division;
         let g = geometry;
         assert_eq!(u64::from(g.columns), block.columns);
@@ -1122,11 +1402,15 @@ mod tests {
         let last = split_end - 1;
         assert!(last_start < u32::MAX - launch.lanes_y);
         let outer = last / g.plane;
+        let (plane_size, place_step) = steps(form, g);
         let address = g.first_address
-            + (g.columns - 1) * g.plane
-            + outer * g.columns * g.plane
-            + (last - outer * g.plane);
-        let exact = u64::from(g.first_address) + block.packs() - 1;
+            + (g.columns - 1) * plane_size
+            + outer * g.columns * plane_size
+            + (last - outer * g.plane) * place_step;
+        let planes = block.outer * block.columns;
+        let last_plane = (planes - 1) * u64::from(plane_size);
+        let exact =
+            u64::from(g.first_address) + last_plane + (block.plane - 1) * u64::from(place_step);
         assert_eq!(u64::from(address), exact);
     }
 }

@@ -11,10 +11,13 @@ use crate::division::power_of_two_up_to;
 pub struct Tuning {
     /// Invocations in a workgroup, a power of two.
     pub lanes: u32,
-    /// Of these, at most so many side by side across channels that are neighbours in memory
-    /// (inner = 1). Where a channel has too few values to fill a workgroup, more go across, up to 64,
-    /// in any layout.
-    pub lanes_across: u32,
+    /// Where channels, or packs that mix them, are neighbours in memory (inner = 1), lanes go side by side
+    /// across so many bytes of packs of four, and as many lanes for packs of one; one lane at least. Where
+    /// a channel has too few values to fill a workgroup, more go across, up to 64, in any layout.
+    pub bytes_across: u32,
+    /// There, a workgroup takes at most so many rows, each lane one at least: a line of memory that is
+    /// wider than `bytes_across` is read by several workgroups, and should still be in a cache for the last.
+    pub rows_max: u32,
     /// Workgroups that a reduction is split into, where it is large enough.
     pub reduction_workgroups: u32,
     /// Packs that an invocation should at least get in a reduction before it is split further.
@@ -30,6 +33,11 @@ pub struct Tuning {
     pub whole_bytes: u64,
     /// How many workgroups such a dispatch must have at least, to fill the device.
     pub whole_workgroups: u32,
+    /// Where neither a plane nor the channels can be cut into packs of one kind (7×7), packs are four
+    /// neighbours in memory, whichever channels they belong to, if that gives at least so many rows of
+    /// packs with the same channels: as many as there are samples, or half or a quarter of that. Else packs
+    /// are of one value. `u32::MAX` for never.
+    pub mixed_rows_min: u32,
     /// Whether to read f16 by the device's own instruction where it is known to have one, not by
     /// integer arithmetic. It saves arithmetic, and may take numbers below 2⁻¹⁴ for 0.
     pub native_f16: bool,
@@ -45,8 +53,10 @@ impl Tuning {
         Self {
             // wgpu's default limit, and 4 to 8 subgroups to hide the latency of memory.
             lanes: 256,
-            // 32 packs of 16 bytes are 512 neighbouring bytes; 8 lanes are left for the rows.
-            lanes_across: 32,
+            // 32 lanes with packs of 16 bytes; 8 lanes are left for the rows.
+            bytes_across: 512,
+            // No line is shared.
+            rows_max: u32::MAX,
             // Eight workgroups for each of 128 multiprocessors.
             reduction_workgroups: 1024,
             // Two blocks of four: with less, a lane's share of the tree costs more than its loads.
@@ -60,6 +70,8 @@ impl Tuning {
             whole_bytes: 32 << 10,
             // One for each multiprocessor of a large device: with fewer, parts of it would idle.
             whole_workgroups: 128,
+            // As for software adapters.
+            mixed_rows_min: 8,
             // Arithmetic hides behind memory, and numbers below 2⁻¹⁴ stay.
             native_f16: false,
             // A load is 16 bytes in any case.
@@ -73,8 +85,11 @@ impl Tuning {
         Self {
             // A vector of 256 bits. More than one vector per workgroup makes barriers expensive.
             lanes: 8,
-            // Lanes in rows of their own: memory is waited for in all of them at once.
-            lanes_across: 1,
+            // Lanes in rows of their own: memory is waited for in all of them at once. Two packs of
+            // 16 bits, for fewer visits to a line.
+            bytes_across: 16,
+            // Lines of 64 bytes: 32 KiB for each tensor.
+            rows_max: 512,
             // A few for each core, for balance.
             reduction_workgroups: 16,
             // Against what a lane costs before its first load: pivot, walk, its share of the merge.
@@ -86,6 +101,8 @@ impl Tuning {
             // The second reading costs as much as the first, in a cache or not.
             whole_bytes: 0,
             whole_workgroups: 1,
+            // Twenty loads for a column's channels, against a load and a store in each row.
+            mixed_rows_min: 8,
             // There is no latency to hide arithmetic behind.
             native_f16: true,
             // Every access costs the same, whatever its width.
@@ -104,12 +121,14 @@ impl Tuning {
     /// Fails where a number is 0 or too large, or `lanes` is no power of two.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let positive = [
-            ("tuning.lanes_across", self.lanes_across),
+            ("tuning.bytes_across", self.bytes_across),
+            ("tuning.rows_max", self.rows_max),
             ("tuning.reduction_workgroups", self.reduction_workgroups),
             ("tuning.reduction_packs_min", self.reduction_packs_min),
             ("tuning.reduction_packs_max", self.reduction_packs_max),
             ("tuning.map_packs", self.map_packs),
             ("tuning.whole_workgroups", self.whole_workgroups),
+            ("tuning.mixed_rows_min", self.mixed_rows_min),
         ];
         for (name, value) in positive {
             if value == 0 {

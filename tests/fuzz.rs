@@ -63,17 +63,22 @@ fn number() -> impl Strategy<Value = f64> {
 fn tuning() -> impl Strategy<Value = Tuning> {
     let lanes = prop_oneof![any::<u32>(), (0..12_u32).prop_map(|power| 1 << power)];
     let count = || prop_oneof![4 => 1..300_u32, 1 => any::<u32>()];
-    let whole = (any::<u64>(), count());
-    (lanes, count(), count(), count(), count(), count(), whole).prop_map(
+    let whole = (any::<u64>(), count(), count());
+    let across = (count(), count());
+    (lanes, across, count(), count(), count(), count(), whole).prop_map(
         |(lanes, across, workgroups, min, max, map, whole)| {
             let mut tuning = Tuning::gpu();
             tuning.lanes = lanes;
-            tuning.lanes_across = across;
+            (tuning.bytes_across, tuning.rows_max) = across;
             tuning.reduction_workgroups = workgroups;
             tuning.reduction_packs_min = min;
             tuning.reduction_packs_max = max;
             tuning.map_packs = map;
-            (tuning.whole_bytes, tuning.whole_workgroups) = whole;
+            (
+                tuning.whole_bytes,
+                tuning.whole_workgroups,
+                tuning.mixed_rows_min,
+            ) = whole;
             tuning
         },
     )

@@ -1,7 +1,7 @@
 // How a tensor is divided among workgroups and invocations; shared by all kernels over tensors.
 //
-// The tensor is (outer, columns, plane) packs, row-major: a column is a channel, or four channels
-// with the packing "channels"; a plane is the run of packs that lie together in memory. A tensor
+// The tensor is (outer, columns, plane) packs, row-major: a column is a channel, or what belongs to four of
+// them where a pack does; a plane is the run of packs that lie together in memory. A tensor
 // too large for one binding is cut into slices that are such blocks themselves; a dispatch works
 // on one slice.
 // The `length = outer * plane` packs of a column are numbered 0, 1, … in memory order and cut into
@@ -29,16 +29,16 @@ struct Geometry {
     split_length: u32,
     /// What LANES_Y packs add to the place in the plane, `LANES_Y % plane` …
     step_in_plane: u32,
-    /// … and to the address.
+    /// … and to the address, within a plane or from one to the same place in another.
     step_in_tensor: u32,
-    /// From the end of a column's plane to the start of its next: `(columns - 1) * plane`.
+    /// From the end of a column's plane to the start of its next, modulo 2^32.
     next_plane: u32,
     /// The address of the slice's first pack in the binding.
     first_address: u32,
     /// The slice's first column in the tensor, and its first split among those of all slices.
     first_column: u32,
     first_split: u32,
-    /// Columns of the tensor.
+    /// How long a vector of channels is, in elements of what a column has.
     all_columns: u32,
     /// The number of the slice's first pack in its column.
     first_number: u32,
@@ -80,7 +80,7 @@ fn tile(workgroup: vec3<u32>, grid: vec3<u32>, local: u32) -> Tile {
     let column = min(unbounded, geometry.columns - 1u);
     return Tile(
         geometry.first_column + column,
-        geometry.first_address + column * geometry.plane,
+        geometry.first_address + column * plane_size(),
         split,
         local / LANES_X,
         unbounded < geometry.columns && split < geometry.splits,
@@ -89,8 +89,10 @@ fn tile(workgroup: vec3<u32>, grid: vec3<u32>, local: u32) -> Tile {
 
 /// Where a pack lies.
 struct Place {
-    /// In the binding, in packs.
+    /// In the binding: see lib/address.
     address: u32,
+    /// Its number in its plane.
+    place_in_plane: u32,
     /// Its number in its column of the tensor.
     number: u32,
     /// Whether it is the lane's last.
@@ -117,7 +119,7 @@ fn walk(tile: Tile) -> Walk {
     }
     let outer = start / geometry.plane;
     let place = start - outer * geometry.plane;
-    let address = tile.address + outer * geometry.columns * geometry.plane + place;
+    let address = tile.address + outer * geometry.columns * plane_size() + place * PLACE_STEP;
     return Walk(
         address,
         place,
@@ -128,14 +130,14 @@ fn walk(tile: Tile) -> Walk {
 
 /// The place of the walk's current pack; moves the walk on to the next.
 fn next(walk: ptr<function, Walk>) -> Place {
-    let place = Place((*walk).address, (*walk).number, (*walk).remaining == 1u);
-    var next_address = place.address + geometry.step_in_tensor;
-    var next_place = (*walk).place_in_plane + geometry.step_in_plane;
+    let now = *walk;
+    let place = Place(now.address, now.place_in_plane, now.number, now.remaining == 1u);
+    var next_address = now.address + geometry.step_in_tensor;
+    var next_place = now.place_in_plane + geometry.step_in_plane;
     if next_place >= geometry.plane {
         next_place -= geometry.plane;
         next_address += geometry.next_plane;
     }
-    let number = place.number + LANES_Y;
-    *walk = Walk(next_address, next_place, number, (*walk).remaining - 1u);
+    *walk = Walk(next_address, next_place, now.number + LANES_Y, now.remaining - 1u);
     return place;
 }

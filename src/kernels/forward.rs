@@ -13,6 +13,7 @@ fn pieces(choice: &Choice) -> Vec<Piece> {
         piece!("lib/pivot/probed"),
         piece!("statistics"),
         piece!("lib/centre/computed"),
+        library::affine(choice),
         library::residual(choice),
         library::activation(choice),
         library::map(choice),

@@ -54,7 +54,7 @@ pub(crate) const PARTIAL: EntryPoint = EntryPoint {
 pub(crate) const COLLECT: EntryPoint = EntryPoint {
     label: "gradients.collect",
     name: "collect",
-    axes: &[Axis::Packing, Axis::Shared],
+    axes: &[Axis::FourChannels, Axis::Shared],
     pieces,
     bindings: |_| vec!["geometry", "saved", "partials", "sums", "dgamma", "dbeta"],
     writes: WRITES,
@@ -65,7 +65,7 @@ pub(crate) const COLLECT: EntryPoint = EntryPoint {
 pub(crate) const MERGE: EntryPoint = EntryPoint {
     label: "gradients.merge",
     name: "merge",
-    axes: &[Axis::Packing, Axis::Shared],
+    axes: &[Axis::FourChannels, Axis::Shared],
     pieces,
     bindings: |_| {
         vec![

@@ -15,7 +15,8 @@ fn pieces(choice: &Choice) -> Vec<Piece> {
         library::map(choice),
     ]);
     pieces.extend(library::cut(choice));
-    pieces.extend([piece!("lib/coefficients/rows"), piece!("input_gradient")]);
+    pieces.extend(library::coefficients(choice));
+    pieces.push(piece!("input_gradient"));
     pieces
 }
 

@@ -36,11 +36,17 @@ impl From<Activation> for ActivationFile {
 
 /// What all kernels over tensors begin with.
 pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
-    let mut pieces = vec![match choice.form.packing {
-        Packing::Scalar => piece!("lib/pack/scalar"),
-        Packing::Inner => piece!("lib/pack/inner"),
-        Packing::Channels => piece!("lib/pack/channels"),
-    }];
+    let mut pieces = match choice.form.packing {
+        Packing::Scalar => vec![piece!("lib/pack/scalar")],
+        Packing::Inner | Packing::Ragged => vec![piece!("lib/pack/inner")],
+        Packing::Channels => vec![piece!("lib/pack/channels")],
+        Packing::Mixed => vec![piece!("lib/pack/channels"), piece!("lib/channels_of")],
+    };
+    pieces.push(match choice.form.packing {
+        Packing::Ragged => piece!("lib/address/values"),
+        _ if choice.form.in_pairs() => piece!("lib/address/halves"),
+        _ => piece!("lib/address/packs"),
+    });
     pieces.extend(storage(choice));
     pieces.extend([
         piece!("lib/tile"),
@@ -100,9 +106,10 @@ pub(super) fn activation_bindings(choice: &Choice) -> &'static [&'static str] {
 }
 
 fn mask(choice: &Choice) -> [Piece; 2] {
-    let numbers = match choice.form.in_pairs() {
-        true => piece!("lib/mask/pairs"),
-        false => piece!("lib/mask/columns"),
+    let numbers = match choice.form.packing {
+        Packing::Ragged => piece!("lib/mask/rows"),
+        _ if choice.form.in_pairs() => piece!("lib/mask/pairs"),
+        _ => piece!("lib/mask/columns"),
     };
     [piece!("lib/mask/bits"), numbers]
 }
@@ -193,6 +200,7 @@ pub(super) fn residual_gradient(choice: &Choice) -> Piece {
 
 pub(super) fn valid(choice: &Choice) -> Piece {
     match choice.some_valid {
+        true if choice.form.packing.mixes() => piece!("lib/valid/some_mixed"),
         true => piece!("lib/valid/some"),
         false => piece!("lib/valid/all"),
     }
@@ -207,10 +215,29 @@ pub(super) fn pivot(choice: &Choice) -> Piece {
 
 /// The statistics by which a kernel normalizes.
 pub(super) fn centre(choice: &Choice) -> Piece {
-    match choice.running {
-        true => piece!("lib/centre/running"),
-        false => piece!("lib/centre/saved"),
+    match (choice.running, choice.form.packing) {
+        (true, Packing::Mixed) => piece!("lib/centre/running_mixed"),
+        (true, _) => piece!("lib/centre/running"),
+        (false, Packing::Mixed) => piece!("lib/centre/saved_mixed"),
+        (false, _) => piece!("lib/centre/saved"),
     }
+}
+
+/// γ and β of a forward pass.
+pub(super) fn affine(choice: &Choice) -> Piece {
+    match choice.form.packing {
+        Packing::Mixed => piece!("lib/affine/mixed"),
+        _ => piece!("lib/affine/column"),
+    }
+}
+
+/// What the gradient of x needs of a channel, as the reduction left it.
+pub(super) fn coefficients(choice: &Choice) -> [Piece; 2] {
+    let row = match choice.form.packing {
+        Packing::Mixed => piece!("lib/coefficient_row/mixed"),
+        _ => piece!("lib/coefficient_row/column"),
+    };
+    [row, piece!("lib/coefficients/rows")]
 }
 
 pub(super) fn x(choice: &Choice) -> Piece {

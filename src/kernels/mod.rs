@@ -153,7 +153,7 @@ impl Choice {
                     only.native_f16 = self.native_f16;
                     only.wide = self.wide;
                 }
-                Axis::Packing => only.form.packing = self.form.packing,
+                Axis::FourChannels => only.form.packing = self.form.packing.of_vectors(),
                 Axis::Activation => only.activation = self.activation,
                 Axis::Residual => only.residual = self.residual,
                 Axis::ResidualGradient => only.residual_gradient = self.residual_gradient,
@@ -170,7 +170,7 @@ impl Choice {
 
     /// Every choice that an operation may make.
     fn all() -> impl Iterator<Item = Self> {
-        let forms = Form::ALL.into_iter();
+        let forms = Form::all();
         forms.flat_map(move |form| {
             ActivationFile::ALL.into_iter().flat_map(move |activation| {
                 (0..1_u32 << 10).filter_map(move |flags| {
@@ -210,8 +210,8 @@ impl Choice {
 enum Axis {
     /// Packing and storage type.
     Form,
-    /// The packing alone.
-    Packing,
+    /// Whether what a column has belongs to four channels.
+    FourChannels,
     Activation,
     Residual,
     ResidualGradient,
@@ -269,9 +269,21 @@ impl EntryPoint {
         writes.len() + reads.len()
     }
 
-    /// Whether there is such a kernel: pairs of neighbours do not go by whole columns.
+    /// Whether there is such a kernel. What mixes channels goes by columns in reductions and by places
+    /// in element-wise kernels; neither that nor pairs of neighbours go by whole columns.
     fn is_legal(&self, choice: &Choice) -> bool {
-        !(self.is_whole() && choice.form.in_pairs())
+        match choice.form.packing {
+            Packing::Ragged => !self.is_map() && !self.is_whole(),
+            Packing::Mixed => self.is_map(),
+            _ => !(self.is_whole() && choice.form.in_pairs()),
+        }
+    }
+
+    /// Whether it treats each value by itself.
+    fn is_map(&self) -> bool {
+        [&normalize::MAIN, &input_gradient::MAIN]
+            .iter()
+            .any(|map| map.label == self.label)
     }
 
     /// Whether it does all of an operation by itself. It may then bind more buffers than every

@@ -10,6 +10,7 @@ fn pieces(choice: &Choice) -> Vec<Piece> {
     pieces.extend([
         library::x(choice),
         library::centre(choice),
+        library::affine(choice),
         library::residual(choice),
         library::activation(choice),
         library::map(choice),

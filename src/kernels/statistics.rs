@@ -43,7 +43,7 @@ pub(crate) const PARTIAL: EntryPoint = EntryPoint {
 pub(crate) const COLLECT: EntryPoint = EntryPoint {
     label: "statistics.collect",
     name: "collect",
-    axes: &[Axis::Packing],
+    axes: &[Axis::FourChannels],
     pieces,
     bindings: |_| vec!["geometry", "partials", "moments"],
     writes: WRITES,
@@ -54,7 +54,7 @@ pub(crate) const COLLECT: EntryPoint = EntryPoint {
 pub(crate) const MERGE: EntryPoint = EntryPoint {
     label: "statistics.merge",
     name: "merge",
-    axes: &[Axis::Packing],
+    axes: &[Axis::FourChannels],
     pieces,
     bindings: |_| {
         vec![
@@ -74,7 +74,7 @@ pub(crate) const MERGE: EntryPoint = EntryPoint {
 pub(crate) const FIXED: EntryPoint = EntryPoint {
     label: "statistics.fixed",
     name: "fixed",
-    axes: &[Axis::Packing],
+    axes: &[Axis::FourChannels],
     pieces,
     bindings: |_| {
         vec![

@@ -180,11 +180,6 @@ impl Plan {
         if shape.is_empty() {
             (view.outer, view.inner) = (1, 1);
         }
-        let form = Form::of(view, dtype);
-        if form.in_pairs() {
-            // A shader computes a value's channel from its index.
-            check_size(&tensor, shape.bytes(dtype), 2 * u64::from(u32::MAX))?;
-        }
         let tuning = options
             .tuning
             .clone()
@@ -192,6 +187,11 @@ impl Plan {
             .within(limits);
         // With a residual, an activation keeps what it cuts.
         let masked = options.activation != Activation::Identity;
+        let form = Form::of(view, dtype, masked, &tuning, limits);
+        if form.in_pairs() {
+            // A shader computes a value's channel from its index.
+            check_size(&tensor, shape.bytes(dtype), 2 * u64::from(u32::MAX))?;
+        }
         let divisions = Divisions::new(view, form, masked, &tuning, limits);
         for division in divisions.all() {
             division.launch.check(limits)?;
@@ -253,8 +253,8 @@ impl Plan {
     }
 
     /// The size of the `mask` range, in bytes: one bit for each value, and some to fill up words (up to
-    /// a quarter more, and more yet for tensors of a few thousand values). Words that hold no
-    /// value's bit are not written.
+    /// a quarter more, and more for batches of less than 32 samples or tensors of a few thousand values).
+    /// Words that hold no value's bit are not written.
     pub fn mask_bytes(&self) -> u64 {
         self.divisions.mask_words * 4
     }
@@ -710,7 +710,12 @@ impl Plan {
         let mut dispatches = Vec::new();
         let divisions = &self.divisions;
         for step in steps {
+            let form = match step.over {
+                Over::Map => choice.form,
+                _ => choice.form.of_reductions(),
+            };
             let choice = Choice {
+                form,
                 shared: shares(operands, choice, step),
                 ..*choice
             };

@@ -22,9 +22,18 @@ const OFFSETS: [f64; 9] = [0.0, 1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7];
 const SHAPES: &[(&[usize], Layout)] = &[
     (&[8, 4, 32, 32], Layout::ChannelsFirst),
     (&[8, 4, 31, 31], Layout::ChannelsFirst),
+    (&[7, 3, 31, 31], Layout::ChannelsFirst),
     (&[8, 32, 32, 4], Layout::ChannelsLast),
     (&[8, 31, 31, 3], Layout::ChannelsLast),
 ];
+
+/// Where an image has its channels.
+fn channels(layout: Layout) -> Axis {
+    match layout {
+        Layout::ChannelsFirst => Axis(1),
+        Layout::ChannelsLast => Axis(3),
+    }
+}
 
 pub fn trials(adapter: &Adapter) -> Vec<Trial> {
     let tunings = [
@@ -43,6 +52,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
             };
             [
                 trial("at every offset and deviation", offsets),
+                trial("of channels far apart", far_apart),
                 trial("of long channels", long_channels),
                 trial("with padding", padding),
                 trial("with an outlier", outliers),
@@ -76,6 +86,18 @@ fn offsets(gpu: &Gpu, tuning: &Tuning) -> Outcome {
             contract(gpu, &x, layout, tuning, 1e-6)
                 .map_err(|error| format!("{dims:?}, {offset:e} ± {sigma:e}: {error}"))?;
         }
+    }
+    Ok(())
+}
+
+/// No channel may be measured from another's values.
+fn far_apart(gpu: &Gpu, tuning: &Tuning) -> Outcome {
+    for &(dims, layout) in SHAPES {
+        let mut x = normal(dims, 0.0, 1.0, 9);
+        for (channel, mut values) in x.axis_iter_mut(channels(layout)).enumerate() {
+            values += [0.0, 1e7, -1e7][channel % 3];
+        }
+        contract(gpu, &x, layout, tuning, 1e-6).map_err(|error| format!("{dims:?}: {error}"))?;
     }
     Ok(())
 }
@@ -120,10 +142,6 @@ fn padding(gpu: &Gpu, tuning: &Tuning) -> Outcome {
 /// or the last; and, with some offsets, where the pivot is looked for in rows.
 fn outliers(gpu: &Gpu, tuning: &Tuning) -> Outcome {
     for &(dims, layout) in SHAPES {
-        let axis = match layout {
-            Layout::ChannelsFirst => Axis(1),
-            Layout::ChannelsLast => Axis(3),
-        };
         let ends = offsets_and_deviations()
             .flat_map(|(offset, sigma)| [0.0, 0.5, 1.0].map(|place| (offset, sigma, place)));
         let probes = [1e3, 1e5, 1e7].into_iter().flat_map(|offset| {
@@ -132,7 +150,7 @@ fn outliers(gpu: &Gpu, tuning: &Tuning) -> Outcome {
         for (case, (offset, sigma, place)) in ends.chain(probes).enumerate() {
             let mut x = normal(dims, offset, sigma, 8);
             let side = if case % 2 == 0 { 1e4 } else { -1e4 };
-            for mut channel in x.axis_iter_mut(axis) {
+            for mut channel in x.axis_iter_mut(channels(layout)) {
                 let index = ((channel.len() - 1) as f64 * place).round() as usize;
                 if let Some(value) = channel.iter_mut().nth(index) {
                     *value = (offset + side * sigma) as f32;

@@ -116,6 +116,9 @@ const SHAPES: &[(&[usize], Layout)] = {
         (&[3, 9, 5], Last),
         (&[2, 14, 14, 64], Last),
         (&[300, 33, 3], Last),
+        (&[33, 4, 7, 7], First),
+        (&[32, 3, 5, 5], First),
+        (&[20, 8, 3], Last),
         (&[40, 40, 4], Last),
     ]
 };
@@ -473,6 +476,7 @@ fn padding(gpu: &Gpu) -> Outcome {
         (Layout::ChannelsLast, [6, 40, 3]),
         (Layout::ChannelsFirst, [6, 8, 40]),
         (Layout::ChannelsFirst, [6, 8, 37]),
+        (Layout::ChannelsFirst, [6, 3, 37]),
     ] {
         for offset in [0.0, 1e7] {
             for tuning in [Tuning::gpu(), many_splits(true)] {
@@ -539,7 +543,9 @@ fn padded(gpu: &Gpu, layout: Layout, dims: [usize; 3], offset: f64, tuning: Tuni
         let m2: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
         let var = m2 / (count - 1.0);
         let apart = (f64::from(state.running_mean[channel]) - mean).abs();
-        ensure!(apart <= 1e-7 * mean.abs().max(1.0), "mean: {apart:e} apart");
+        // Of a deviation of 1, and of what f32 can say of a mean.
+        let allowed = 1e-6 + 1e-7 * mean.abs();
+        ensure!(apart <= allowed, "mean: {apart:e} apart");
         let apart = (f64::from(state.running_var[channel]) - var).abs();
         ensure!(apart <= 1e-6 * var, "var: {apart:e} apart");
     }

@@ -31,6 +31,10 @@ const SHAPES: &[(&[usize], Layout)] = {
         (&[4, 20, 17, 16], First),
         (&[2, 5, 7, 7], First),
         (&[8, 3, 35, 35], First),
+        // Packs that mix channels, in rows of one, two and four samples.
+        (&[10, 4, 7, 7], First),
+        (&[18, 6, 5, 5], First),
+        (&[32, 3, 7, 7], First),
         (&[1, 19, 4, 6], First),
         (&[2, 1, 73, 73], First),
         (&[2, 3, 64, 64], First),
@@ -42,6 +46,7 @@ const SHAPES: &[(&[usize], Layout)] = {
         (&[2, 7, 7, 3], Last),
         (&[2, 14, 14, 64], Last),
         (&[4, 56, 56, 2], Last),
+        (&[8, 4, 3, 3], Last),
         (&[1, 300, 20, 1], Last),
         (&[2, 3, 2, 3, 4], Last),
         (&[2, 2, 2, 2, 5], Last),
@@ -67,7 +72,9 @@ const SHAPES: &[(&[usize], Layout)] = {
 pub fn many_splits(wide_words: bool) -> Tuning {
     let mut tuning = Tuning::gpu();
     tuning.lanes = 32;
-    tuning.lanes_across = 4;
+    tuning.bytes_across = 64;
+    tuning.rows_max = 11;
+    tuning.mixed_rows_min = 1;
     tuning.reduction_workgroups = 4096;
     tuning.reduction_packs_min = 1;
     tuning.reduction_packs_max = 3;
@@ -203,6 +210,8 @@ fn poison_stays_in_its_channel(gpu: &Gpu) -> Outcome {
         (vec![4, 8, 5, 5], Layout::ChannelsFirst, 1),
         (vec![4, 5, 5, 8], Layout::ChannelsLast, 3),
         (vec![4, 5, 5, 7], Layout::ChannelsLast, 3),
+        (vec![12, 8, 5, 5], Layout::ChannelsFirst, 1),
+        (vec![8, 5, 5, 7], Layout::ChannelsLast, 3),
     ] {
         for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = normal(&dims, 0.0, 1.0, 1);

@@ -61,6 +61,8 @@ fn tunings() -> [Tuning; 4] {
 const SHAPES: &[(&[usize], Layout)] = &[
     (&[4, 8, 6, 6], Layout::ChannelsFirst),
     (&[4, 5, 7, 7], Layout::ChannelsFirst),
+    // Packs that mix channels.
+    (&[32, 5, 3, 3], Layout::ChannelsFirst),
     (&[4, 6, 6, 8], Layout::ChannelsLast),
     (&[4, 7, 7, 5], Layout::ChannelsLast),
     (&[300, 3], Layout::ChannelsFirst),

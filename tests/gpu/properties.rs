@@ -1,6 +1,6 @@
 //! Properties that hold for every shape, layout, offset of the data and division of the work.
 //!
-//! 2,000 random cases a run; `WGPU_BATCHNORM_CASES` asks for another number. A case that fails is
+//! 1,500 random cases a run; `WGPU_BATCHNORM_CASES` asks for another number. A case that fails is
 //! made as small as it can be before it is shown.
 
 use libtest_mimic::Trial;
@@ -36,7 +36,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
 pub fn cases() -> Result<u32, std::num::ParseIntError> {
     match std::env::var("WGPU_BATCHNORM_CASES") {
         Ok(number) => number.parse(),
-        Err(_) => Ok(2000),
+        Err(_) => Ok(1500),
     }
 }
 
@@ -124,13 +124,14 @@ fn tuning() -> impl Strategy<Value = Tuning> {
         1..9_u32,
         1..40_u32,
         whole,
+        prop_oneof![Just(1), Just(u32::MAX)],
     )
         .prop_map(
-            |(lanes, across, wide_words, workgroups, packs, map_packs, whole)| {
+            |(lanes, across, wide_words, workgroups, packs, map_packs, whole, mixed)| {
                 let mut tuning = Tuning::gpu();
                 // Few shapes of workgroups: each is another pipeline to compile.
                 tuning.lanes = 1 << (3 * lanes);
-                tuning.lanes_across = 1 << (2 * across);
+                tuning.bytes_across = 16 << (2 * across);
                 tuning.wide_words = wide_words;
                 tuning.reduction_workgroups = workgroups;
                 tuning.reduction_packs_min = packs;
@@ -138,6 +139,7 @@ fn tuning() -> impl Strategy<Value = Tuning> {
                 tuning.map_packs = map_packs;
                 tuning.whole_bytes = if whole { u64::MAX } else { 0 };
                 tuning.whole_workgroups = 1;
+                tuning.mixed_rows_min = mixed;
                 tuning
             },
         );

@@ -20,6 +20,8 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
                     for offset in [0.0, 1e6] {
                         for (layout, dims) in [
                             (Layout::ChannelsFirst, [64, 5, 3, 3]),
+                            // Packs that mix channels, in shards that are large enough.
+                            (Layout::ChannelsFirst, [64, 4, 3, 3]),
                             (Layout::ChannelsFirst, [64, 3, 4, 4]),
                             (Layout::ChannelsLast, [64, 3, 3, 8]),
                         ] {

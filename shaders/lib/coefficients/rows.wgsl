@@ -1,24 +1,22 @@
 // What the gradient of x needs of a channel is read from the rows that gradients.wgsl wrote.
 
-@group(0) @binding(20) var<storage, read> coefficient_rows: array<PerChannel>;
-
 fn coefficients(column: u32) -> Coefficients {
     return Coefficients(
-        coefficient_rows[column],
-        coefficient_rows[column + geometry.all_columns],
+        row_of(column, 0u),
+        row_of(column, 1u),
         scale_of(column),
-        coefficient_rows[column + geometry.all_columns * 3u],
-        coefficient_rows[column + geometry.all_columns * 4u],
+        row_of(column, 3u),
+        row_of(column, 4u),
         cut_of(column),
     );
 }
 
 /// For lib/cut.
 fn scale_of(column: u32) -> PerChannel {
-    return coefficient_rows[column + geometry.all_columns * 2u];
+    return row_of(column, 2u);
 }
 
 /// For lib/cut.
 fn shift_of(column: u32) -> PerChannel {
-    return coefficient_rows[column + geometry.all_columns * 5u];
+    return row_of(column, 5u);
 }

@@ -6,11 +6,10 @@
 // be done before and after a pair (`begin`, `finish`), whose bits in a mask lie in one word.
 // Coefficients are loaded where the channel changes. That of a pair's first value is found by division.
 
-/// Half of a pair: where it lies, its channel, and its place in that's plane.
+/// Half of a pair: where it lies, and its channel.
 struct Half {
     at: Place,
     channel: u32,
-    place_in_plane: u32,
 }
 
 /// A value's index in the tensor. Past its end, in the last word, any place will do.
@@ -24,25 +23,26 @@ fn located(address: u32) -> Half {
     let outer = plane / geometry.all_columns;
     let place = index - plane * geometry.inner;
     let position = outer * geometry.inner + place;
-    return Half(Place(address, position, false), plane - outer * geometry.all_columns, place);
+    let channel = plane - outer * geometry.all_columns;
+    return Half(Place(address, place, position, false), channel);
 }
 
 /// The half behind one.
 fn after(half: Half) -> Half {
     let address = half.at.address + 1u;
     if index_of(address) == index_of(half.at.address) {
-        return Half(Place(address, half.at.number, false), half.channel, half.place_in_plane);
+        return Half(Place(address, half.at.place_in_plane, half.at.number, false), half.channel);
     }
-    if half.place_in_plane + 1u < geometry.inner {
-        let place = Place(address, half.at.number + 1u, false);
-        return Half(place, half.channel, half.place_in_plane + 1u);
+    if half.at.place_in_plane + 1u < geometry.inner {
+        let place = Place(address, half.at.place_in_plane + 1u, half.at.number + 1u, false);
+        return Half(place, half.channel);
     }
     // The same positions again, in the next channel, or the next positions in the first.
     if half.channel + 1u < geometry.all_columns {
-        let place = Place(address, half.at.number + 1u - geometry.inner, false);
-        return Half(place, half.channel + 1u, 0u);
+        let place = Place(address, 0u, half.at.number + 1u - geometry.inner, false);
+        return Half(place, half.channel + 1u);
     }
-    return Half(Place(address, half.at.number + 1u, false), 0u, 0u);
+    return Half(Place(address, 0u, half.at.number + 1u, false), 0u);
 }
 
 fn map_tile(tile: Tile) {

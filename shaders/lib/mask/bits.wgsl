@@ -18,7 +18,8 @@ fn mask_place(at: Place) -> MaskPlace {
     let lanes = 1u << geometry.mask_shift;
     let step = number >> geometry.mask_shift;
     let word = step / PACKS_PER_WORD * lanes + (number & (lanes - 1u));
-    return MaskPlace(word * geometry.mask_word_step, step % PACKS_PER_WORD * VALUES);
+    let index = word * geometry.mask_word_step + mask_offset(at);
+    return MaskPlace(index, step % PACKS_PER_WORD * VALUES);
 }
 
 /// The index of a column's first word.

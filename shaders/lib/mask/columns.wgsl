@@ -3,3 +3,8 @@
 fn mask_number(at: Place) -> u32 {
     return at.number - geometry.first_number;
 }
+
+/// And their columns are counted in the tensor.
+fn mask_offset(at: Place) -> u32 {
+    return 0u;
+}

@@ -8,3 +8,8 @@ fn mask_number(at: Place) -> u32 {
     let step = 2u * (pair >> geometry.mask_shift) + (value & 1u);
     return step * lanes + (pair & (lanes - 1u));
 }
+
+/// And all lie in one column.
+fn mask_offset(at: Place) -> u32 {
+    return 0u;
+}

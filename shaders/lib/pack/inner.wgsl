@@ -1,5 +1,5 @@
-// Packing "inner": a pack is four neighbours in one plane, so all of one channel.
-// Needs inner % 4 == 0.
+// Packing "inner": a pack is four neighbours in one plane, so all of one channel: inner % 4 == 0. And
+// packing "ragged": those of its values are that belong to the column, own_at in lib/address.
 
 /// What one invocation computes with at once.
 alias Pack = vec4<f32>;
@@ -22,9 +22,9 @@ fn counted(flags: Flags) -> f32 {
     return fold(select(Pack(0.0), Pack(1.0), flags));
 }
 
-/// One value of each channel in a pack.
-fn sample(pack: Pack) -> PerChannel {
-    return pack.x;
+/// One value of each channel in a pack: that at the address, if this counts values; else any will do.
+fn sample(pack: Pack, address: u32) -> PerChannel {
+    return pack[address & 3u];
 }
 
 /// The first flagged value of each channel in a pack, of which one is flagged.

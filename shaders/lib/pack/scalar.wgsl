@@ -22,7 +22,7 @@ fn counted(flags: Flags) -> f32 {
 }
 
 /// One value of each channel in a pack.
-fn sample(pack: Pack) -> PerChannel {
+fn sample(pack: Pack, address: u32) -> PerChannel {
     return pack;
 }
 

@@ -1,8 +1,9 @@
 // The pivot where every position counts: the median of three medians of three, taken at places
 // spread over the batch and the plane.
 
-fn probe(address: u32, index: u32) -> PerChannel {
-    return sample(x_at(address + geometry.probes[index / 4u][index % 4u]));
+fn probe(first: u32, index: u32) -> PerChannel {
+    let address = first + geometry.probes[index / 4u][index % 4u];
+    return sample(x_at(address), address);
 }
 
 /// A value of the channel that is no outlier.

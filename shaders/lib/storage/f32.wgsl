@@ -3,11 +3,6 @@
 /// What lies in memory for a pack.
 alias Stored = Pack;
 
-/// The index of what holds the pack at an address.
-fn word_of(address: u32) -> u32 {
-    return address;
-}
-
 fn unpacked(stored: Stored, address: u32) -> Pack {
     return stored;
 }

@@ -3,11 +3,6 @@
 /// What lies in memory for a pack.
 alias Stored = vec2<u64>;
 
-/// The index of what holds the pack at an address.
-fn word_of(address: u32) -> u32 {
-    return address;
-}
-
 fn values_of(word: u64) -> vec2<f32> {
     return vec2<f32>(bitcast<f32>(u32(word)), bitcast<f32>(u32(word >> 32u)));
 }

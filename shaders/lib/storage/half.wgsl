@@ -4,11 +4,6 @@
 /// What lies in memory for two packs.
 alias Stored = u32;
 
-/// The index of what holds the pack at an address.
-fn word_of(address: u32) -> u32 {
-    return address / 2u;
-}
-
 fn unpacked(stored: Stored, address: u32) -> Pack {
     let values = values_of(stored);
     return select(values.x, values.y, (address & 1u) == 1u);

@@ -4,11 +4,6 @@
 /// What lies in memory for a pack.
 alias Stored = u64;
 
-/// The index of what holds the pack at an address.
-fn word_of(address: u32) -> u32 {
-    return address;
-}
-
 fn unpacked(stored: Stored, address: u32) -> Pack {
     return vec4<f32>(values_of(u32(stored)), values_of(u32(stored >> 32u)));
 }

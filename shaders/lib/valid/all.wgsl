@@ -1,5 +1,5 @@
 // Every position counts.
 
 fn valid_at(at: Place) -> Flags {
-    return Flags(true);
+    return own_at(at);
 }
