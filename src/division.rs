@@ -684,7 +684,10 @@ impl Division {
         tuning: &Tuning,
         limits: &wgpu::Limits,
     ) -> Self {
-        let wanted = least_packs(form).max(tuning.map_packs.into());
+        let wanted = match form.packing {
+            Packing::Mixed => MIXED_PACKS.max(tuning.map_packs.into()),
+            _ => tuning.map_packs.into(),
+        };
         let most = rows(block, lanes.1, tuning.rows_max);
         let packs = most.min(wanted).next_multiple_of(multiple);
         let split_length = block.length().min(lanes.1 * packs);
@@ -781,20 +784,19 @@ impl Division {
     }
 }
 
+/// Packs of a column that a lane should have at least where they mix channels, against some twenty loads for
+/// what belongs to these.
+const MIXED_PACKS: u64 = 16;
+
 /// A workgroup's shape: lanes across columns, lanes that share a column.
 fn lanes(block: Block, form: Form, tuning: &Tuning) -> (u64, u64) {
-    let shared = block.length().div_ceil(least_packs(form));
-    shared_lanes(block, form, shared.next_power_of_two(), tuning)
-}
-
-/// Packs of a column that a lane should have at least.
-fn least_packs(form: Form) -> u64 {
-    match form.packing {
-        // Against twenty loads for the column's channels.
-        Packing::Mixed => 16,
-        // The loads of four are under way at once.
+    // No more lanes on a column than leave each a group of four packs, or more than that.
+    let packs = match form.packing {
+        Packing::Mixed => MIXED_PACKS,
         _ => 4,
-    }
+    };
+    let shared = block.length().div_ceil(packs).next_power_of_two();
+    shared_lanes(block, form, shared, tuning)
 }
 
 /// The same where lanes write words of a mask: no more on a column than leave each four words, so
@@ -969,8 +971,8 @@ mod tests {
         }
     }
 
-    /// The walk of `shaders/lib/tile.wgsl` and `shaders/lib/address/`, in arithmetic that panics where u32 overflows: the
-    /// column and the place of each pack.
+    /// The walk of `shaders/lib/tile.wgsl` and `shaders/lib/address/`, in arithmetic that panics where u32
+    /// overflows: the column and the place of each pack.
     fn walk(form: Form, launch: Launch, g: Geometry, mut visit: impl FnMut(u32, Place)) {
         let (plane_size, place_step) = steps(form, g);
         let tiles = g.columns.div_ceil(launch.lanes_x);

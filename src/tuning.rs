@@ -25,7 +25,7 @@ pub struct Tuning {
     /// Packs that an invocation gets at most in a reduction. It bounds the rounding error of
     /// the longest chain of additions.
     pub reduction_packs_max: u32,
-    /// Packs for each invocation in an element-wise kernel.
+    /// Packs for each invocation in an element-wise kernel, 16 at least where they mix channels.
     pub map_packs: u32,
     /// A training pass is one dispatch where a workgroup, which then takes a channel (or some that
     /// are neighbours) whole and reads it twice, the second time from a cache, has at most so many

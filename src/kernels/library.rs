@@ -42,10 +42,10 @@ pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
         Packing::Channels => vec![piece!("lib/pack/channels")],
         Packing::Mixed => vec![piece!("lib/pack/channels"), piece!("lib/channels_of")],
     };
-    pieces.push(match choice.form.packing {
-        Packing::Ragged => piece!("lib/address/values"),
-        _ if choice.form.in_pairs() => piece!("lib/address/halves"),
-        _ => piece!("lib/address/packs"),
+    pieces.extend(match choice.form.packing {
+        Packing::Ragged => [piece!("lib/address/values"), piece!("lib/word/value")],
+        _ if choice.form.in_pairs() => [piece!("lib/address/packs"), piece!("lib/word/half")],
+        _ => [piece!("lib/address/packs"), piece!("lib/word/pack")],
     });
     pieces.extend(storage(choice));
     pieces.extend([

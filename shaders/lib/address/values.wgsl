@@ -9,11 +9,6 @@ fn plane_size() -> u32 {
     return geometry.inner;
 }
 
-/// The index of what holds the pack at an address.
-fn word_of(address: u32) -> u32 {
-    return address / 4u;
-}
-
 /// Which values of a pack belong to the column whose walk came to it.
 fn own_at(at: Place) -> Flags {
     // What lies before the plane wraps around, and is beyond it too.
