@@ -1270,6 +1270,27 @@ mod tests {
         }
     }
 
+    /// A lane has as many packs as the tuning says, but for packs that mix channels, which have more.
+    #[test]
+    fn lanes_of_maps_have_the_packs_of_the_tuning() {
+        let limits = wgpu::Limits::default();
+        for packs in [1, 3, 20] {
+            let mut tuning = Tuning::gpu();
+            tuning.map_packs = packs;
+            for (inner, expected) in [(64, packs), (49, packs.max(16))] {
+                let view = View {
+                    outer: 4096,
+                    channels: 8,
+                    inner,
+                };
+                let form = Form::of(view, DType::F16, false, &tuning, &limits);
+                let map = Divisions::new(view, form, false, &tuning, &limits).maps[0];
+                let lanes = map.launch.lanes_y;
+                assert_eq!(map.geometry.split_length, lanes * expected, "{form:?}");
+            }
+        }
+    }
+
     /// Packs mix channels where else they would be of one value, if there are rows enough, whole packs, and
     /// no better way.
     #[test]
