@@ -13,7 +13,7 @@ use std::error::Error;
 
 use common::operations::{Buffers, Operation};
 use common::{Copy, Meter};
-use wgpu_batchnorm::{DType, Layout, Options, Plan, Shape, Tuning};
+use wgpu_batchnorm::{DType, Layout, NativeF16, Options, Plan, Shape, Tuning};
 
 /// Every choice is timed so often, in turn with the others.
 const ROUNDS: usize = 9;
@@ -125,18 +125,28 @@ fn tunings(chosen: Tuning) -> Vec<(String, Tuning)> {
     push("three dispatches".to_owned(), &|tuning| {
         tuning.whole_bytes = 0
     });
+    for packs in [4, 8, 16, 32] {
+        push(format!("whole_packs_min {packs}"), &|tuning| {
+            tuning.whole_packs_min = packs
+        });
+    }
     push("one dispatch".to_owned(), &|tuning| {
         tuning.whole_bytes = u64::MAX;
         tuning.whole_workgroups = 1;
     });
+    for partials in [0, 1, 4] {
+        push(format!("map_partials_max {partials}"), &|tuning| {
+            tuning.map_partials_max = partials
+        });
+    }
     push("packs mix channels".to_owned(), &|tuning| {
         tuning.mixed_rows_min = 1
     });
     push("packs of one channel".to_owned(), &|tuning| {
         tuning.mixed_rows_min = u32::MAX
     });
-    for native in [false, true] {
-        push(format!("native_f16 {native}"), &|tuning| {
+    for native in [NativeF16::Never, NativeF16::Reads, NativeF16::Always] {
+        push(format!("native_f16 {native:?}"), &|tuning| {
             tuning.native_f16 = native
         });
     }

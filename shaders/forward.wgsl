@@ -1,13 +1,35 @@
-// The forward pass of training in one dispatch: statistics.wgsl and normalize.wgsl together, for
-// channels so small that their second reading finds them in a cache.
+// The forward pass of training with statistics and normalization in one kernel: statistics.wgsl and
+// normalize.wgsl together.
 //
 // in   x, residual  [outer, channels, inner]
 //      gamma, beta  [channels]
+//      partials     of `from_partials`, from statistics.wgsl
 // out  y, mask      as in normalize.wgsl
 //      saved, running_mean, running_var  as in statistics.wgsl
 //
-// A workgroup takes whole columns. It follows statistics.wgsl and normalize.wgsl in its text.
+// `forward` does all of it, for channels so small that their second reading finds them in a cache: a workgroup
+// takes whole columns. `from_partials` does all that comes after `partial`, for so few partial results that every
+// workgroup may merge them for itself; one of them writes what comes of it. They follow statistics.wgsl and
+// normalize.wgsl in their text.
 // Twins on the CPU: src/cpu/statistics.rs, src/cpu/normalize.rs.
+
+/// Normalizes by the moments of lane 0, which it writes if the tile is the column's first.
+fn normalize_by(all: Moments, pivot: PerChannel, before: Running, tile: Tile, local: u32) {
+    // Share with all lanes: lib/centre/computed.
+    if tile.lane == 0u {
+        shared_pivot[local] = pivot;
+        shared_mean[local] = all.mean;
+        shared_m2[local] = inv_std_of(variance_of(all));
+        if tile.live && tile.split == 0u {
+            write_statistics(tile.column, pivot, all, before);
+        }
+    }
+    // In place, what follows writes over what was probed for the pivot.
+    storageBarrier();
+    workgroupBarrier();
+
+    map_tile(tile);
+}
 
 @compute @workgroup_size(LANES)
 fn forward(
@@ -16,22 +38,21 @@ fn forward(
     @builtin(local_invocation_index) local: u32,
 ) {
     let tile = tile(workgroup, grid, local);
-    let pivot = pivot_of(tile, local);
-    let all = merged_lanes(moments_of(tile, pivot), local, tile.lane);
+    let before = running_of(tile.column);
+    let own = moments_of(tile, local);
+    let all = merged_lanes(own.moments, local, tile.lane, LANES_Y);
+    normalize_by(all, own.pivot, before, tile, local);
+}
 
-    // Share with all lanes of the column.
-    if tile.lane == 0u {
-        shared_mean[local] = all.mean;
-        shared_m2[local] = inv_std_of(variance_of(all));
-        if tile.live {
-            write_statistics(tile.column, pivot, all);
-        }
-    }
-    // In place, the second walk writes over what was probed for the pivot.
-    storageBarrier();
-    workgroupBarrier();
-    let first = local % LANES_X;
-    computed = Centre(pivot, shared_mean[first], shared_m2[first]);
-
-    map_tile(tile);
+@compute @workgroup_size(LANES)
+fn from_partials(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) grid: vec3<u32>,
+    @builtin(local_invocation_index) local: u32,
+) {
+    let tile = tile(workgroup, grid, local);
+    let before = running_of(tile.column);
+    let pivot = pivot_of_partials(tile.column);
+    let all = merged_partials(tile, pivot, local);
+    normalize_by(all, pivot, before, tile, local);
 }

@@ -40,10 +40,14 @@ struct Sums {
     product: PerChannel,
 }
 
-/// The sums of all lanes of a column together, valid in lane 0. A fixed tree.
-fn summed_lanes(own: Sums, local: u32, lane: u32) -> Sums {
+/// The sums of the first lanes of a column together, of which the others have none; valid in lane 0. A fixed
+/// tree.
+fn summed_lanes(own: Sums, local: u32, lane: u32, lanes: u32) -> Sums {
     var all = own;
     for (var half = LANES_Y / 2u; half > 0u; half /= 2u) {
+        if half >= lanes {
+            continue;
+        }
         shared_gradient[local] = all.gradient;
         shared_product[local] = all.product;
         workgroupBarrier();
@@ -86,6 +90,14 @@ fn term_at(at: Place, pivot: PerChannel, remainder: PerChannel, cut: Cut) -> Ter
     return Term(gradient, Pack(0.0));
 }
 
+/// A term, or none.
+fn counted_term(term: Term, counts: bool) -> Term {
+    return Term(
+        select(Pack(), term.gradient, Flags(counts)),
+        select(Pack(), term.product, Flags(counts)),
+    );
+}
+
 /// The sums over what falls to one lane.
 fn sums_of(tile: Tile) -> Sums {
     let pivot = saved[tile.column];
@@ -107,10 +119,16 @@ fn sums_of(tile: Tile) -> Sums {
         own.gradient += fold((a.gradient + b.gradient) + (c.gradient + d.gradient));
         own.product += fold((a.product + b.product) + (c.product + d.product));
     }
-    while walk.remaining > 0u {
-        let term = term_at(next(&walk), pivot, remainder, cut);
-        own.gradient += fold(term.gradient);
-        own.product += fold(term.product);
+    let rest = walk.remaining;
+    if rest > 0u {
+        let at_a = next(&walk);
+        let at_b = next_if(rest > 1u, at_a, &walk);
+        let at_c = next_if(rest > 2u, at_a, &walk);
+        let a = term_at(at_a, pivot, remainder, cut);
+        let b = counted_term(term_at(at_b, pivot, remainder, cut), rest > 1u);
+        let c = counted_term(term_at(at_c, pivot, remainder, cut), rest > 2u);
+        own.gradient += fold((a.gradient + b.gradient) + c.gradient);
+        own.product += fold((a.product + b.product) + c.product);
     }
     return own;
 }
@@ -122,7 +140,7 @@ fn partial(
     @builtin(local_invocation_index) local: u32,
 ) {
     let tile = tile(workgroup, grid, local);
-    let own = summed_lanes(sums_of(tile), local, tile.lane);
+    let own = summed_lanes(sums_of(tile), local, tile.lane, LANES_Y);
 
     // Write.
     if tile.live && tile.lane == 0u {
@@ -137,10 +155,10 @@ fn partial(
 fn summed_partials(tile: Tile, local: u32) -> Sums {
     var own = Sums();
     var split = tile.lane;
-    while split < geometry.length {
+    while split < geometry.partials {
         // In groups, for short chains of additions.
         var group = Sums();
-        for (var part = 0u; part < 8u && split < geometry.length; part += 1u) {
+        for (var part = 0u; part < 8u && split < geometry.partials; part += 1u) {
             let at = 2u * split * geometry.all_columns + tile.column;
             group.gradient += partials[at];
             group.product += partials[at + geometry.all_columns];
@@ -149,7 +167,7 @@ fn summed_partials(tile: Tile, local: u32) -> Sums {
         own.gradient += group.gradient;
         own.product += group.product;
     }
-    return summed_lanes(own, local, tile.lane);
+    return summed_lanes(own, local, tile.lane, geometry.partials);
 }
 
 @compute @workgroup_size(LANES)

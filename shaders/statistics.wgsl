@@ -41,7 +41,11 @@ struct Moments {
 /// The moments of two sets together (Chan, Golub & LeVeque 1983). Either may be empty.
 fn merged(a: Moments, b: Moments) -> Moments {
     let count = a.count + b.count;
-    let weight = b.count / max(count, 1.0);
+    // Sets are often alike, and a GPU then skips the division.
+    var weight = 0.5;
+    if a.count != b.count {
+        weight = b.count / max(count, 1.0);
+    }
     let delta = b.mean - a.mean;
     return Moments(
         count,
@@ -50,10 +54,14 @@ fn merged(a: Moments, b: Moments) -> Moments {
     );
 }
 
-/// The moments of all lanes of a column together, valid in lane 0. A fixed tree.
-fn merged_lanes(own: Moments, local: u32, lane: u32) -> Moments {
+/// The moments of the first lanes of a column together, of which the others have none; valid in lane 0.
+/// A fixed tree.
+fn merged_lanes(own: Moments, local: u32, lane: u32, lanes: u32) -> Moments {
     var moments = own;
     for (var half = LANES_Y / 2u; half > 0u; half /= 2u) {
+        if half >= lanes {
+            continue;
+        }
         shared_count[local] = moments.count;
         shared_mean[local] = moments.mean;
         shared_m2[local] = moments.m2;
@@ -74,55 +82,89 @@ fn median(a: PerChannel, b: PerChannel, c: PerChannel) -> PerChannel {
     return max(min(a, b), min(max(a, b), c));
 }
 
+/// A pack with what counts of it.
+struct Loaded {
+    pack: Pack,
+    valid: Flags,
+}
+
+fn loaded(at: Place, counts: bool) -> Loaded {
+    return Loaded(x_at(at.address), valid_at(at) & Flags(counts));
+}
+
+/// The moments of four packs, from the pivot.
+fn moments_of_block(a: Loaded, b: Loaded, c: Loaded, d: Loaded, pivot: PerChannel) -> Moments {
+    let a_from = select(Pack(), a.pack - pivot, a.valid);
+    let b_from = select(Pack(), b.pack - pivot, b.valid);
+    let c_from = select(Pack(), c.pack - pivot, c.valid);
+    let d_from = select(Pack(), d.pack - pivot, d.valid);
+    let count = (counted(a.valid) + counted(b.valid)) + (counted(c.valid) + counted(d.valid));
+    let mean = fold((a_from + b_from) + (c_from + d_from)) / max(count, 1.0);
+    let a_off = select(Pack(), a_from - mean, a.valid);
+    let b_off = select(Pack(), b_from - mean, b.valid);
+    let c_off = select(Pack(), c_from - mean, c.valid);
+    let d_off = select(Pack(), d_from - mean, d.valid);
+    let m2 = fold((a_off * a_off + b_off * b_off) + (c_off * c_off + d_off * d_off));
+    return Moments(count, mean, m2);
+}
+
+/// The moments of the walk's next four packs.
+fn next_block(walk: ptr<function, Walk>, pivot: PerChannel) -> Moments {
+    let a = loaded(next(walk), true);
+    let b = loaded(next(walk), true);
+    let c = loaded(next(walk), true);
+    let d = loaded(next(walk), true);
+    return moments_of_block(a, b, c, d, pivot);
+}
+
 /// The moments of what falls to one lane, from the pivot.
-fn moments_of(tile: Tile, pivot: PerChannel) -> Moments {
-    // In blocks of four packs and groups of eight blocks: short chains of merges, so that an
-    // outlier's rounding errors do not enter every merge after it.
-    var own = Moments();
+struct Own {
+    pivot: PerChannel,
+    moments: Moments,
+}
+
+fn moments_of(tile: Tile, local: u32) -> Own {
+    // In pairs of blocks of four packs, and groups of four pairs: short chains of merges, so that an
+    // outlier's rounding errors do not enter every merge after it. A pair's loads are under way together.
+    // First come so many packs that whole pairs are left; the pivot is looked for meanwhile.
     var walk = walk(tile);
-    while walk.remaining >= 4u {
+    let head = walk.remaining - (max(walk.remaining, 1u) - 1u) / 8u * 8u;
+    let at_a = next_if(head > 0u, Place(), &walk);
+    let at_b = next_if(head > 1u, at_a, &walk);
+    let at_c = next_if(head > 2u, at_a, &walk);
+    let at_d = next_if(head > 3u, at_a, &walk);
+    let at_e = next_if(head > 4u, at_a, &walk);
+    let at_f = next_if(head > 5u, at_a, &walk);
+    let at_g = next_if(head > 6u, at_a, &walk);
+    let at_h = next_if(head > 7u, at_a, &walk);
+    let a = loaded(at_a, head > 0u);
+    let b = loaded(at_b, head > 1u);
+    let c = loaded(at_c, head > 2u);
+    let d = loaded(at_d, head > 3u);
+    let e = loaded(at_e, head > 4u);
+    let f = loaded(at_f, head > 5u);
+    let g = loaded(at_g, head > 6u);
+    let h = loaded(at_h, head > 7u);
+    let pivot = pivot_of(tile, local);
+    let first = moments_of_block(a, b, c, d, pivot);
+    var own = merged(first, moments_of_block(e, f, g, h, pivot));
+
+    while walk.remaining > 0u {
         var group = Moments();
-        var blocks = 0u;
+        var pairs = 0u;
         // Tested at its end: a software adapter runs a loop that is tested first once for nothing.
         loop {
-            let at_a = next(&walk);
-            let at_b = next(&walk);
-            let at_c = next(&walk);
-            let at_d = next(&walk);
-            let valid_a = valid_at(at_a);
-            let valid_b = valid_at(at_b);
-            let valid_c = valid_at(at_c);
-            let valid_d = valid_at(at_d);
-            let a = select(Pack(), x_at(at_a.address) - pivot, valid_a);
-            let b = select(Pack(), x_at(at_b.address) - pivot, valid_b);
-            let c = select(Pack(), x_at(at_c.address) - pivot, valid_c);
-            let d = select(Pack(), x_at(at_d.address) - pivot, valid_d);
-            let count = (counted(valid_a) + counted(valid_b)) + (counted(valid_c) + counted(valid_d));
-            let mean = fold((a + b) + (c + d)) / max(count, 1.0);
-            let a_off = select(Pack(), a - mean, valid_a);
-            let b_off = select(Pack(), b - mean, valid_b);
-            let c_off = select(Pack(), c - mean, valid_c);
-            let d_off = select(Pack(), d - mean, valid_d);
-            let m2 = fold((a_off * a_off + b_off * b_off) + (c_off * c_off + d_off * d_off));
-            group = merged(group, Moments(count, mean, m2));
-            blocks += 1u;
+            let first = next_block(&walk, pivot);
+            let second = next_block(&walk, pivot);
+            group = merged(group, merged(first, second));
+            pairs += 1u;
             continuing {
-                break if blocks == 8u || walk.remaining < 4u;
+                break if pairs == 4u || walk.remaining == 0u;
             }
         }
         own = merged(own, group);
     }
-    var rest = Moments();
-    while walk.remaining > 0u {
-        let at = next(&walk);
-        let valid = valid_at(at);
-        let a = select(Pack(), x_at(at.address) - pivot, valid);
-        let count = counted(valid);
-        let mean = fold(a) / max(count, 1.0);
-        let a_off = select(Pack(), a - mean, valid);
-        rest = merged(rest, Moments(count, mean, fold(a_off * a_off)));
-    }
-    return merged(own, rest);
+    return Own(pivot, own);
 }
 
 @compute @workgroup_size(LANES)
@@ -132,15 +174,15 @@ fn partial(
     @builtin(local_invocation_index) local: u32,
 ) {
     let tile = tile(workgroup, grid, local);
-    let pivot = pivot_of(tile, local);
-    let own = merged_lanes(moments_of(tile, pivot), local, tile.lane);
+    let found = moments_of(tile, local);
+    let own = merged_lanes(found.moments, local, tile.lane, LANES_Y);
 
     // Write.
     if tile.live && tile.lane == 0u {
         let row = 4u * (geometry.first_split + tile.split);
         let at = row * geometry.all_columns + tile.column;
         partials[at] = PerChannel(own.count);
-        partials[at + geometry.all_columns] = pivot;
+        partials[at + geometry.all_columns] = found.pivot;
         partials[at + geometry.all_columns * 2u] = own.mean;
         partials[at + geometry.all_columns * 3u] = own.m2;
     }
@@ -150,13 +192,15 @@ fn partial(
 fn pivot_of_partials(column: u32) -> PerChannel {
     let stride = 4u * geometry.all_columns;
     var first = column;
-    for (var next = 1u; next < geometry.length; next += 1u) {
-        if first_channel(partials[first]) > 0.0 {
-            break;
-        }
+    var count = partials[first];
+    // Not known to be wanted yet, but its load is under way meanwhile.
+    var pivot = partials[first + geometry.all_columns];
+    for (var next = 1u; next < geometry.partials && first_channel(count) == 0.0; next += 1u) {
         first += stride;
+        count = partials[first];
+        pivot = partials[first + geometry.all_columns];
     }
-    return partials[first + geometry.all_columns];
+    return pivot;
 }
 
 /// The moments of all partials of a column, from that pivot; valid in lane 0.
@@ -164,10 +208,10 @@ fn merged_partials(tile: Tile, pivot: PerChannel, local: u32) -> Moments {
     let stride = 4u * geometry.all_columns;
     var own = Moments();
     var split = tile.lane;
-    while split < geometry.length {
+    while split < geometry.partials {
         // In groups too, for short chains of merges.
         var group = Moments();
-        for (var part = 0u; part < 8u && split < geometry.length; part += 1u) {
+        for (var part = 0u; part < 8u && split < geometry.partials; part += 1u) {
             let at = split * stride + tile.column;
             let count = first_channel(partials[at]);
             let from_pivot = partials[at + geometry.all_columns] - pivot;
@@ -183,7 +227,7 @@ fn merged_partials(tile: Tile, pivot: PerChannel, local: u32) -> Moments {
         }
         own = merged(own, group);
     }
-    return merged_lanes(own, local, tile.lane);
+    return merged_lanes(own, local, tile.lane, geometry.partials);
 }
 
 @compute @workgroup_size(LANES)
@@ -216,8 +260,18 @@ fn variance_of(all: Moments) -> PerChannel {
     return all.m2 * reciprocal(max(all.count, 1.0));
 }
 
+/// Running statistics of a column.
+struct Running {
+    mean: PerChannel,
+    variance: PerChannel,
+}
+
+fn running_of(column: u32) -> Running {
+    return Running(running_mean[column], running_var[column]);
+}
+
 /// Writes the statistics of a column that has these moments, and moves the running ones.
-fn write_statistics(column: u32, pivot: PerChannel, all: Moments) {
+fn write_statistics(column: u32, pivot: PerChannel, all: Moments, before: Running) {
     let inverse_count = reciprocal(max(all.count, 1.0));
     let variance = variance_of(all);
     // Without any value, the mean counts as 0.
@@ -229,9 +283,9 @@ fn write_statistics(column: u32, pivot: PerChannel, all: Moments) {
     // One value has no variance to learn from, none has nothing.
     if all.count >= 2.0 {
         let running_variance = all.m2 / (all.count - constants.degrees_lost);
-        running_mean[column] = (1.0 - constants.momentum_mean) * running_mean[column]
+        running_mean[column] = (1.0 - constants.momentum_mean) * before.mean
             + constants.momentum_mean * (pivot + all.mean);
-        running_var[column] = (1.0 - constants.momentum_var) * running_var[column]
+        running_var[column] = (1.0 - constants.momentum_var) * before.variance
             + constants.momentum_var * running_variance;
     }
 }
@@ -243,10 +297,11 @@ fn merge(
     @builtin(local_invocation_index) local: u32,
 ) {
     let tile = tile(workgroup, grid, local);
+    let before = running_of(tile.column);
     let pivot = pivot_of_partials(tile.column);
     let all = merged_partials(tile, pivot, local);
     if tile.live && tile.lane == 0u {
-        write_statistics(tile.column, pivot, all);
+        write_statistics(tile.column, pivot, all, before);
     }
 }
 

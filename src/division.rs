@@ -360,10 +360,13 @@ pub(crate) struct Geometry {
     pub(crate) value_offset: u32,
     pub(crate) values: u32,
     pub(crate) inner: u32,
+    pub(crate) partials: u32,
     pub(crate) mask_first: u32,
     pub(crate) mask_column_step: u32,
     pub(crate) mask_word_step: u32,
     pub(crate) mask_shift: u32,
+    /// WGSL aligns what follows.
+    pub(crate) padding: [u32; 3],
     pub(crate) probes: [u32; 12],
 }
 
@@ -465,10 +468,21 @@ pub(crate) struct Divisions {
     pub(crate) map_slices: Slices,
     /// An element-wise kernel over each slice.
     pub(crate) maps: Vec<Division>,
-    /// A kernel that takes columns whole, where that is right: see [`Division::whole`].
-    pub(crate) whole: Option<Division>,
+    /// Kernels that take columns whole, where that is right.
+    pub(crate) whole: Option<Whole>,
+    /// Whether a column has so few partial results that every workgroup of its element-wise kernel may merge
+    /// them.
+    pub(crate) few_partials: bool,
     /// Words of a mask with one bit for each value.
     pub(crate) mask_words: u64,
+}
+
+/// Kernels that take columns whole: see [`Division::whole`].
+#[derive(Clone, Debug)]
+pub(crate) struct Whole {
+    pub(crate) form: Form,
+    /// Forward and backward.
+    pub(crate) passes: [Division; 2],
 }
 
 impl Divisions {
@@ -504,85 +518,86 @@ impl Divisions {
             _ => view.channels,
         };
         let merge = Division::merge(all_columns as u32, first_split, tuning, limits);
-        let mut divisions = if form.in_pairs() {
-            Self::with_pairs(view, form, slices, reductions, merge, tuning, limits)
-        } else {
-            Self::with_columns(form, masked, slices, reductions, merge, tuning, limits)
+        let whole = match slices.slices.len() {
+            1 => Whole::new(view, form, masked, tuning, limits),
+            _ => None,
         };
+        let mut divisions = Self {
+            map_slices: slices.clone(),
+            slices,
+            reductions,
+            nothing: merge.of_nothing(),
+            merge,
+            maps: Vec::new(),
+            whole,
+            few_partials: false,
+            mask_words: 0,
+        };
+        if form.in_pairs() {
+            divisions.add_maps_of_pairs(view, form, tuning, limits);
+        } else {
+            divisions.add_maps(form, masked, tuning, limits);
+        }
         let of_reductions = divisions.reductions.iter_mut();
-        let others = divisions.maps.iter_mut().chain(&mut divisions.whole);
+        let wholes = divisions.whole.iter_mut();
+        let wholes = wholes.flat_map(|whole| &mut whole.passes);
+        let others = divisions.maps.iter_mut().chain(wholes);
         for division in of_reductions.chain(others) {
             division.geometry.all_columns = all_columns as u32;
             division.geometry.values = (view.outer * view.channels * view.inner) as u32;
             division.geometry.inner = view.inner as u32;
+            division.geometry.partials = first_split;
         }
         divisions
     }
 
     /// Element-wise kernels over the slices of the reductions.
-    fn with_columns(
-        form: Form,
-        masked: bool,
-        slices: Slices,
-        mut reductions: Vec<Division>,
-        merge: Division,
-        tuning: &Tuning,
-        limits: &wgpu::Limits,
-    ) -> Self {
+    fn add_maps(&mut self, form: Form, masked: bool, tuning: &Tuning, limits: &wgpu::Limits) {
         let packs_per_word = form.packs_per_word();
-        let mut mask_words = 0;
-        let mut maps = Vec::new();
-        let mut whole = None;
-        for (slice, reduction) in slices.slices.iter().zip(&mut reductions) {
+        for (slice, reduction) in self.slices.slices.iter().zip(&mut self.reductions) {
             let block = slice.block;
             let multiple = if masked { packs_per_word } else { 1 };
-            if slices.slices.len() == 1 && !form.packing.mixes() {
-                whole = Division::whole(block, form, masked, tuning, limits);
-            }
-            // A mask must suit the lanes of both.
-            let lanes = match &whole {
-                Some(whole) if masked => (whole.launch.lanes_x.into(), whole.launch.lanes_y.into()),
+            // A mask must suit the lanes of both, but where packs mix channels only one has a part in it.
+            let lanes = match &self.whole {
+                Some(whole) if masked && !form.packing.mixes() => {
+                    let launch = whole.passes[0].launch;
+                    (launch.lanes_x.into(), launch.lanes_y.into())
+                }
                 _ => map_lanes(block, form, masked, tuning),
             };
             let mut map = Division::map(block, form, lanes, multiple, tuning, limits);
-            slices.place(slice, &mut map.geometry);
+            self.slices.place(slice, &mut map.geometry);
             let mut mask = MaskPlace::new(&map, slice.block, packs_per_word);
-            mask.first = mask_words;
-            mask_words += mask.words;
+            mask.first = self.mask_words;
+            self.mask_words += mask.words;
             mask.put(&mut map.geometry);
             mask.put(&mut reduction.geometry);
             if form.packing == Packing::Mixed {
                 // Its columns are not those of the mask.
                 reduction.geometry.mask_column_step = 0;
             }
-            if let Some(whole) = &mut whole {
-                slices.place(slice, &mut whole.geometry);
-                mask.put(&mut whole.geometry);
+            for division in self.whole.iter_mut().flat_map(|whole| &mut whole.passes) {
+                self.slices.place(slice, &mut division.geometry);
+                mask.put(&mut division.geometry);
             }
-            maps.push(map);
+            self.maps.push(map);
         }
-        Self {
-            map_slices: slices.clone(),
-            slices,
-            reductions,
-            nothing: merge.of_nothing(),
-            merge,
-            maps,
-            whole,
-            mask_words,
-        }
+        // Only one workgroup of a column writes what comes of the merge, and reductions must go by the same
+        // columns.
+        let lanes = u64::from(self.maps[0].launch.lanes_y);
+        self.few_partials = self.slices.slices.len() == 1
+            && !form.packing.mixes()
+            && self.splits() <= u64::from(tuning.map_partials_max) * lanes;
     }
 
     /// Element-wise kernels over pairs of neighbours in memory.
-    fn with_pairs(
+    fn add_maps_of_pairs(
+        &mut self,
         view: View,
         form: Form,
-        slices: Slices,
-        mut reductions: Vec<Division>,
-        merge: Division,
         tuning: &Tuning,
         limits: &wgpu::Limits,
-    ) -> Self {
+    ) {
         let pairs = Block {
             outer: 1,
             columns: 1,
@@ -598,30 +613,19 @@ impl Divisions {
                 .min(power_of_two_up_to(binding / (4 * packs_per_word))),
             ..tuning.clone()
         };
-        let lanes = word_lanes(pairs, form, packs_per_word, &narrow);
-        let map_slices = Slices::new(pairs, 4, packs_per_word * lanes.1, limits);
-        let mut maps = Vec::new();
-        for slice in &map_slices.slices {
+        let lanes = word_lanes(pairs, form, &narrow);
+        self.map_slices = Slices::new(pairs, 4, packs_per_word * lanes.1, limits);
+        for slice in &self.map_slices.slices {
             let mut map = Division::map(slice.block, form, lanes, packs_per_word, tuning, limits);
-            map_slices.place(slice, &mut map.geometry);
-            maps.push(map);
+            self.map_slices.place(slice, &mut map.geometry);
+            self.maps.push(map);
         }
-        let mut mask = MaskPlace::new(&maps[0], pairs, packs_per_word);
+        let mut mask = MaskPlace::new(&self.maps[0], pairs, packs_per_word);
         mask.column_step = 0;
-        let geometries = reductions.iter_mut().chain(&mut maps);
-        for division in geometries {
+        for division in self.reductions.iter_mut().chain(&mut self.maps) {
             mask.put(&mut division.geometry);
         }
-        Self {
-            slices,
-            reductions,
-            nothing: merge.of_nothing(),
-            merge,
-            map_slices,
-            maps,
-            whole: None,
-            mask_words: mask.words,
-        }
+        self.mask_words = mask.words;
     }
 
     /// All divisions: reductions, merge, nothing, maps, whole.
@@ -635,12 +639,41 @@ impl Divisions {
             ..
         } = self;
         let reductions = reductions.iter();
-        reductions.chain([merge, nothing]).chain(maps).chain(whole)
+        let wholes = whole.iter().flat_map(|whole| &whole.passes);
+        reductions.chain([merge, nothing]).chain(maps).chain(wholes)
     }
 
     /// Partial results per column.
     pub(crate) fn splits(&self) -> u64 {
-        self.merge.geometry.length.into()
+        self.merge.geometry.partials.into()
+    }
+}
+
+impl Whole {
+    /// Where that is right; `form` is that of the tensor's element-wise kernels.
+    fn new(
+        view: View,
+        form: Form,
+        masked: bool,
+        tuning: &Tuning,
+        limits: &wgpu::Limits,
+    ) -> Option<Self> {
+        // Columns have no part in one another.
+        let form = match form.packing {
+            Packing::Mixed => Form {
+                packing: Packing::Scalar,
+                ..form
+            },
+            _ => form,
+        };
+        // Pairs of neighbours are those of two channels.
+        let in_pairs = form.in_pairs();
+        if in_pairs && (view.channels % 2 == 1 || view.inner == 1) {
+            return None;
+        }
+        let block = Block::new(view, form.packing);
+        let passes = Division::whole(block, form, masked && !in_pairs, tuning, limits)?;
+        Some(Self { form, passes })
     }
 }
 
@@ -694,8 +727,8 @@ impl Division {
         Self::new(block, lanes, split_length, limits)
     }
 
-    /// For a kernel whose workgroups take columns whole, and walk over them twice: where all lanes
-    /// together have so little to read that they find it in a cache the second time, each lane
+    /// For kernels whose workgroups take columns whole, and walk over them twice, forward and backward: where
+    /// all lanes together have so little to read that they find it in a cache the second time, each lane
     /// adds up no more than in a reduction, and there are workgroups enough.
     fn whole(
         block: Block,
@@ -703,32 +736,58 @@ impl Division {
         masked: bool,
         tuning: &Tuning,
         limits: &wgpu::Limits,
-    ) -> Option<Self> {
+    ) -> Option<[Self; 2]> {
         // Few columns side by side, for many workgroups: 64 bytes are two of the pieces in which GPUs
         // read memory.
         let narrow = Tuning {
             bytes_across: tuning.bytes_across.min(64),
             ..tuning.clone()
         };
-        let (lanes_x, lanes_y) = map_lanes(block, form, masked, &narrow);
+        let forward = Self::whole_in(block, form, &narrow, limits)?;
+        // The lanes that write a mask read it.
+        if masked {
+            return Some([forward, forward]);
+        }
+        // There are two tensors to load: half the packs for each of twice the lanes.
+        let wide = Tuning {
+            lanes: narrow.lanes * 2,
+            whole_packs_min: narrow.whole_packs_min.div_ceil(2),
+            ..narrow
+        };
+        let backward = Self::whole_in(block, form, &wide.within(limits), limits)?;
+        Some([forward, backward])
+    }
+
+    fn whole_in(block: Block, form: Form, tuning: &Tuning, limits: &wgpu::Limits) -> Option<Self> {
+        let most = block.length() / u64::from(tuning.whole_packs_min);
+        let (lanes_x, lanes_y) = match form.in_pairs() {
+            true => (
+                2,
+                power_of_two_up_to(most.min(u64::from(tuning.lanes / 2))).into(),
+            ),
+            false => shared_lanes(block, form, power_of_two_up_to(most).into(), tuning),
+        };
         // Also where that leaves a workgroup narrow.
         let lanes_x = match block.plane {
-            1 => lanes_x.min(lanes_across(form, &narrow)),
+            1 => lanes_x.min(lanes_across(form, tuning)),
             _ => lanes_x,
         };
         let bytes = lanes_x * block.length() * form.pack_bytes();
         let packs = block.length().div_ceil(lanes_y);
         let workgroups = block.columns.div_ceil(lanes_x);
-        let fits = bytes <= tuning.whole_bytes
-            && packs <= u64::from(tuning.reduction_packs_max)
-            && workgroups >= u64::from(tuning.whole_workgroups);
+        let most_bytes = match workgroups >= u64::from(tuning.whole_workgroups) {
+            true => tuning.whole_bytes,
+            false => tuning.whole_bytes.min(tuning.whole_bytes_of_few),
+        };
+        let fits = bytes <= most_bytes && packs <= u64::from(tuning.reduction_packs_max);
         fits.then(|| Self::new(block, (lanes_x, lanes_y), block.length(), limits))
     }
 
     /// For the merge of `length` partial results of each column.
     pub(crate) fn merge(columns: u32, length: u32, tuning: &Tuning, limits: &wgpu::Limits) -> Self {
-        // Enough lanes on a column that each merges few results, the rest across columns.
-        let lanes_y = power_of_two_up_to(length.div_ceil(4).min(tuning.lanes).min(32).into());
+        // A lane for each result, as far as there are so many, and some columns side by side for few results:
+        // a lane waits for each of its results, one after the other.
+        let lanes_y = length.min(tuning.lanes).next_power_of_two();
         let lanes_x = columns.min((tuning.lanes.min(64) / lanes_y).max(1));
         Self {
             launch: Launch {
@@ -738,7 +797,7 @@ impl Division {
             },
             geometry: Geometry {
                 columns,
-                length,
+                partials: length,
                 splits: 1,
                 all_columns: columns,
                 ..Geometry::default()
@@ -748,7 +807,7 @@ impl Division {
 
     /// The same, of no partial results.
     fn of_nothing(mut self) -> Self {
-        self.geometry.length = 0;
+        self.geometry.partials = 0;
         self
     }
 
@@ -799,17 +858,26 @@ fn lanes(block: Block, form: Form, tuning: &Tuning) -> (u64, u64) {
     shared_lanes(block, form, shared, tuning)
 }
 
-/// The same where lanes write words of a mask: no more on a column than leave each four words, so
-/// that a mask has hardly more than one bit for each value.
-fn word_lanes(block: Block, form: Form, packs_per_word: u64, tuning: &Tuning) -> (u64, u64) {
-    let words = block.length().div_ceil(packs_per_word);
-    shared_lanes(block, form, power_of_two_up_to(words / 4).into(), tuning)
+/// The same where lanes write words of a mask: no more on a column than leave each four packs and eight values,
+/// so that a mask has at most four bits for each value, and hardly more than one where lanes have many.
+fn word_lanes(block: Block, form: Form, tuning: &Tuning) -> (u64, u64) {
+    let packs = match form.packing {
+        Packing::Mixed => MIXED_PACKS,
+        Packing::Scalar => 8,
+        _ => 4,
+    };
+    shared_lanes(
+        block,
+        form,
+        power_of_two_up_to(block.length() / packs).into(),
+        tuning,
+    )
 }
 
 /// The workgroup's shape of an element-wise kernel over columns, which may write a mask.
 fn map_lanes(block: Block, form: Form, masked: bool, tuning: &Tuning) -> (u64, u64) {
     match masked {
-        true => word_lanes(block, form, form.packs_per_word(), tuning),
+        true => word_lanes(block, form, tuning),
         false => lanes(block, form, tuning),
     }
 }
@@ -1095,8 +1163,14 @@ mod tests {
                 };
                 assert!(once(reductions), "{view:?}");
                 if let Some(whole) = &divisions.whole {
-                    assert_eq!(whole.geometry.splits, 1);
-                    assert!(once(visits(&mut std::iter::once(whole))), "{view:?}");
+                    for pass in &whole.passes {
+                        assert_eq!(pass.geometry.splits, 1);
+                        let visits = match whole.form == form {
+                            true => visits(&mut std::iter::once(pass)),
+                            false => values_visited(view, whole.form, pass),
+                        };
+                        assert!(once(visits), "{view:?}");
+                    }
                 }
 
                 let tensor = divisions.map_slices.tensor;
@@ -1120,9 +1194,10 @@ mod tests {
         let mut visits = vec![0; view.outer * view.channels * view.inner];
         let g = reduction.geometry;
         walk(form.of_reductions(), reduction.launch, g, |column, at| {
-            let first = (4 * at.place).wrapping_sub(at.address % 4);
-            for value in (0..4).filter(|value| first.wrapping_add(*value) < g.inner) {
-                let index = (at.address / 4 * 4 + value) as usize;
+            let values = form.of_reductions().packing.values() as u32;
+            let first = (values * at.place).wrapping_sub(at.address % values);
+            for value in (0..values).filter(|value| first.wrapping_add(*value) < g.inner) {
+                let index = (at.address / values * values + value) as usize;
                 assert_eq!(view.channel_of(index), column as usize, "{view:?}");
                 visits[index] += 1;
             }
@@ -1130,7 +1205,7 @@ mod tests {
         visits
     }
 
-    /// A mask has hardly more bits than values.
+    /// A mask has hardly more bits than values, but in small channels.
     #[test]
     fn a_mask_has_one_bit_for_each_value() {
         for (outer, channels, inner) in [
@@ -1156,8 +1231,9 @@ mod tests {
                     let divisions = Divisions::new(view, form, true, &tuning, &limits);
                     let values = (outer * channels * inner) as u64;
                     let bits = 32 * divisions.mask_words;
-                    // A word has the bits of 8 rows of 9.
-                    let most = if outer == 9 { 8 * values } else { 5 * values };
+                    // A quarter more where lanes have many values, up to four times where they have few.
+                    let many = outer * inner >= 56 * 56 * 8;
+                    let most = if many { 5 * values } else { 16 * values };
                     assert!(
                         bits >= values && 4 * bits <= most,
                         "{view:?} {dtype:?}: {bits} bits for {values} values"
@@ -1223,7 +1299,10 @@ mod tests {
                     written
                 };
                 let written = write(&mut divisions.maps.iter());
-                if let Some(whole) = &divisions.whole {
+                // What goes by pairs of channels writes none.
+                let writes = |whole: &&Whole| !whole.form.in_pairs();
+                let wholes = divisions.whole.iter().filter(writes);
+                for whole in wholes.flat_map(|whole| &whole.passes) {
                     assert_eq!(write(&mut std::iter::once(whole)), written, "{view:?}");
                 }
                 for (slice, reduction) in slices.slices.iter().zip(&divisions.reductions) {
@@ -1254,19 +1333,33 @@ mod tests {
         }
     }
 
-    /// Many small channels are taken whole, also where they are neighbours in memory.
+    /// Small channels are taken whole, also where they are neighbours in memory, and by pairs where their planes
+    /// end within words; not where one is too large, or all are together for so few.
     #[test]
     fn small_channels_take_one_dispatch() {
-        for (outer, channels, inner) in [(32, 2048, 1), (2, 4096, 1), (32, 2048, 49)] {
+        let (tuning, limits) = (Tuning::gpu(), wgpu::Limits::default());
+        for ((outer, channels, inner), dtype, expected) in [
+            ((32, 2048, 1), DType::F32, true),
+            ((2, 4096, 1), DType::F32, true),
+            ((32, 2048, 49), DType::F32, true),
+            ((32, 2048, 49), DType::F16, true),
+            ((32, 2047, 49), DType::F16, false),
+            ((1, 1, 3), DType::F32, true),
+            ((32, 64, 14 * 14), DType::F32, true),
+            ((32, 256, 28 * 28), DType::F32, true),
+            ((32, 64, 28 * 28), DType::F32, false),
+            ((32, 2048, 56 * 56), DType::F32, false),
+        ] {
             let view = View {
                 outer,
                 channels,
                 inner,
             };
-            let (tuning, limits) = (Tuning::gpu(), wgpu::Limits::default());
-            let form = Form::of(view, DType::F32, false, &tuning, &limits);
-            let divisions = Divisions::new(view, form, false, &tuning, &limits);
-            assert!(divisions.whole.is_some(), "{view:?}");
+            for masked in [false, true] {
+                let form = Form::of(view, dtype, masked, &tuning, &limits);
+                let divisions = Divisions::new(view, form, masked, &tuning, &limits);
+                assert_eq!(divisions.whole.is_some(), expected, "{view:?} {dtype:?}");
+            }
         }
     }
 
@@ -1326,7 +1419,7 @@ mod tests {
         // Small channels in f32 take one dispatch instead, where that can be.
         let gpu = Tuning::gpu();
         assert_eq!(packing(small, DType::F32, false, &gpu), Packing::Scalar);
-        assert_eq!(packing(small, DType::F32, true, &gpu), Packing::Mixed);
+        assert_eq!(packing(small, DType::F32, true, &gpu), Packing::Scalar);
         assert_eq!(packing(small, DType::F16, false, &gpu), Packing::Mixed);
     }
 

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 #[cfg(not(target_arch = "wasm32"))]
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
 
-use crate::Error;
 use crate::kernels::{PipelineKey, Variant};
+use crate::{Error, NativeF16, native_f16};
 
 /// A GPU: a wgpu device and queue, with the pipelines compiled on it so far.
 ///
@@ -36,8 +36,8 @@ struct Shared {
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
-    /// Whether the device is known to read f16 by an instruction of its own.
-    native_f16: bool,
+    /// What the device's own conversions of f16 are good for, once it was asked.
+    native_f16: OnceLock<NativeF16>,
     pipelines: Mutex<Pipelines>,
 }
 
@@ -132,11 +132,7 @@ impl Gpu {
             ..Default::default()
         };
         match adapter.request_device(&descriptor).await {
-            Ok((device, queue)) => {
-                let flags = adapter.get_downlevel_capabilities().flags;
-                let native_f16 = flags.contains(wgpu::DownlevelFlags::SHADER_F16_IN_F32);
-                Self::new(device, queue, native_f16)
-            }
+            Ok((device, queue)) => Self::from_device(device, queue),
             Err(error) => Err(Error::NoDevice {
                 adapter: adapter.get_info().name,
                 reason: error.to_string(),
@@ -150,11 +146,6 @@ impl Gpu {
     /// # Errors
     /// [`Error::DeviceLimit`] if its limits are too low.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, Error> {
-        // A device does not tell what its adapter can.
-        Self::new(device, queue, false)
-    }
-
-    fn new(device: wgpu::Device, queue: wgpu::Queue, native_f16: bool) -> Result<Self, Error> {
         let limits = device.limits();
         let needs = [
             (
@@ -198,7 +189,7 @@ impl Gpu {
                 limits,
                 device,
                 queue,
-                native_f16,
+                native_f16: OnceLock::new(),
                 pipelines: Mutex::default(),
             }),
         })
@@ -224,9 +215,10 @@ impl Gpu {
         &self.shared.info
     }
 
-    /// Whether the device is known to read f16 by an instruction of its own.
-    pub(crate) fn native_f16(&self) -> bool {
-        self.shared.native_f16
+    /// What the device's own conversions of f16 are good for. The first call asks it.
+    pub(crate) fn native_f16(&self) -> NativeF16 {
+        let native_f16 = &self.shared.native_f16;
+        *native_f16.get_or_init(|| native_f16::of_device(self))
     }
 
     /// Whether the device was opened with words of 64 bits.

@@ -20,6 +20,7 @@ mod gpu;
 mod kernels;
 mod layer;
 mod monitor;
+mod native_f16;
 mod optimizer;
 mod options;
 #[cfg(not(target_arch = "wasm32"))]
@@ -40,6 +41,7 @@ pub use gpu::Gpu;
 pub use kernels::{ShaderText, shader_texts};
 pub use layer::{BatchNorm, Extra, Gradients, InputGradients, Mode, State, Wanted};
 pub use monitor::ChannelStatistics;
+pub use native_f16::NativeF16;
 pub use optimizer::{Adam, Algorithm, Optimizer, RmsProp, Sgd};
 pub use options::{Momentum, OneValue, Options, Parameter, RunningVariance};
 pub use plan::{BackwardBuffers, Commands, ForwardBuffers, Plan};

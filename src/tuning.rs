@@ -1,7 +1,7 @@
 //! The numbers by which work is divided, for each kind of device.
 
-use crate::Error;
 use crate::division::power_of_two_up_to;
+use crate::{Error, NativeF16};
 
 /// How work is divided. Chosen from the kind of device; any choice gives right results.
 ///
@@ -31,16 +31,23 @@ pub struct Tuning {
     /// are neighbours) whole and reads it twice, the second time from a cache, has at most so many
     /// bytes of a tensor. 0 for never.
     pub whole_bytes: u64,
-    /// How many workgroups such a dispatch must have at least, to fill the device.
+    /// Packs that an invocation should at least get in such a dispatch.
+    pub whole_packs_min: u32,
+    /// For so many bytes it should have so many workgroups at least, to fill the device …
     pub whole_workgroups: u32,
+    /// … and with fewer at most so many bytes.
+    pub whole_bytes_of_few: u64,
+    /// Where a channel has at most so many partial results for each invocation that shares it in an
+    /// element-wise kernel, that kernel merges them, in each of its workgroups, and a training pass takes two
+    /// dispatches and not three. 0 for never.
+    pub map_partials_max: u32,
     /// Where neither a plane nor the channels can be cut into packs of one kind (7×7), packs are four
     /// neighbours in memory, whichever channels they belong to, if that gives at least so many rows of
     /// packs with the same channels: as many as there are samples, or half or a quarter of that. Else packs
     /// are of one value. `u32::MAX` for never.
     pub mixed_rows_min: u32,
-    /// Whether to read f16 by the device's own instruction where it is known to have one, not by
-    /// integer arithmetic. It saves arithmetic, and may take numbers below 2⁻¹⁴ for 0.
-    pub native_f16: bool,
+    /// Which conversions of f16 to leave to the device's own instructions, if these are exact.
+    pub native_f16: NativeF16,
     /// Whether to read and write memory in words of 64 bits, where the device was opened with
     /// `Features::SHADER_INT64` (as [`crate::Gpu::open`] opens software adapters that have it). It
     /// halves the number of accesses on a device that makes them one by one.
@@ -57,23 +64,29 @@ impl Tuning {
             bytes_across: 512,
             // No line is shared.
             rows_max: u32::MAX,
-            // Eight workgroups for each of 128 multiprocessors.
-            reduction_workgroups: 1024,
+            // Four workgroups for each of 128 multiprocessors: enough loads under way, and half the partial
+            // results of eight.
+            reduction_workgroups: 512,
             // Two blocks of four: with less, a lane's share of the tree costs more than its loads.
             reduction_packs_min: 8,
             // 1,024 values in a row, of which an accumulated rounding still lies within the contract.
             reduction_packs_max: 256,
             // Two times four loads under way, against the coefficients' loads before them.
             map_packs: 8,
-            // Two tensors of four workgroups fit a first cache of 256 KiB; where it is smaller, the
-            // second reading comes from the next.
-            whole_bytes: 32 << 10,
+            // More than a first cache holds of several workgroups, but the second one holds it for all.
+            whole_bytes: 128 << 10,
+            // Two blocks of four, against the tree over all lanes.
+            whole_packs_min: 8,
             // One for each multiprocessor of a large device: with fewer, parts of it would idle.
             whole_workgroups: 128,
+            // That takes no longer than two dispatches more.
+            whole_bytes_of_few: 48 << 10,
+            // Some loads before the others, against a dispatch.
+            map_partials_max: 4,
             // As for software adapters.
             mixed_rows_min: 8,
-            // Arithmetic hides behind memory, and numbers below 2⁻¹⁴ stay.
-            native_f16: false,
+            // By integer arithmetic, they would take longer than memory.
+            native_f16: NativeF16::Always,
             // A load is 16 bytes in any case.
             wide_words: false,
         }
@@ -100,11 +113,15 @@ impl Tuning {
             map_packs: 256,
             // The second reading costs as much as the first, in a cache or not.
             whole_bytes: 0,
+            whole_packs_min: 8,
             whole_workgroups: 1,
+            whole_bytes_of_few: 0,
+            // A dispatch costs little more than the merge.
+            map_partials_max: 0,
             // Twenty loads for a column's channels, against a load and a store in each row.
             mixed_rows_min: 8,
-            // There is no latency to hide arithmetic behind.
-            native_f16: true,
+            // There is no latency to hide arithmetic behind; but the instruction for writing is slower.
+            native_f16: NativeF16::Reads,
             // Every access costs the same, whatever its width.
             wide_words: true,
         }
@@ -127,6 +144,7 @@ impl Tuning {
             ("tuning.reduction_packs_min", self.reduction_packs_min),
             ("tuning.reduction_packs_max", self.reduction_packs_max),
             ("tuning.map_packs", self.map_packs),
+            ("tuning.whole_packs_min", self.whole_packs_min),
             ("tuning.whole_workgroups", self.whole_workgroups),
             ("tuning.mixed_rows_min", self.mixed_rows_min),
         ];

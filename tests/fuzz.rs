@@ -63,7 +63,14 @@ fn number() -> impl Strategy<Value = f64> {
 fn tuning() -> impl Strategy<Value = Tuning> {
     let lanes = prop_oneof![any::<u32>(), (0..12_u32).prop_map(|power| 1 << power)];
     let count = || prop_oneof![4 => 1..300_u32, 1 => any::<u32>()];
-    let whole = (any::<u64>(), count(), count());
+    let whole = (
+        any::<u64>(),
+        any::<u64>(),
+        count(),
+        count(),
+        count(),
+        any::<u32>(),
+    );
     let across = (count(), count());
     (lanes, across, count(), count(), count(), count(), whole).prop_map(
         |(lanes, across, workgroups, min, max, map, whole)| {
@@ -76,8 +83,11 @@ fn tuning() -> impl Strategy<Value = Tuning> {
             tuning.map_packs = map;
             (
                 tuning.whole_bytes,
+                tuning.whole_bytes_of_few,
+                tuning.whole_packs_min,
                 tuning.whole_workgroups,
                 tuning.mixed_rows_min,
+                tuning.map_partials_max,
             ) = whole;
             tuning
         },

@@ -8,7 +8,7 @@
 // `splits` ranges of `split_length`. A workgroup takes LANES_X columns and one split of each;
 // LANES_Y invocations share a column's split, side by side: each takes every LANES_Y-th pack.
 //
-// A merge has no tensor, but `length` partial results of each column.
+// A merge has no tensor, but `partials` partial results of each column.
 
 /// Invocations of a workgroup across columns.
 override LANES_X: u32 = 1u;
@@ -47,6 +47,8 @@ struct Geometry {
     /// … which has so many values, and so many neighbours in a channel. All modulo 2^32.
     values: u32,
     inner: u32,
+    /// Partial results of each column, of all slices.
+    partials: u32,
     /// Where the mask of an activation lies: see lib/mask/bits.wgsl.
     mask_first: u32,
     mask_column_step: u32,
@@ -140,4 +142,12 @@ fn next(walk: ptr<function, Walk>) -> Place {
     }
     *walk = Walk(next_address, next_place, now.number + LANES_Y, now.remaining - 1u);
     return place;
+}
+
+/// The same, if that is wanted; else another place again.
+fn next_if(wanted: bool, other: Place, walk: ptr<function, Walk>) -> Place {
+    if !wanted {
+        return other;
+    }
+    return next(walk);
 }

@@ -3,7 +3,7 @@
 
 use super::{Choice, Piece, piece};
 use crate::division::Packing;
-use crate::{Activation, DType};
+use crate::{Activation, DType, NativeF16};
 
 /// Which activation's file is taken; its numbers are in `Constants`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -61,13 +61,15 @@ fn storage(choice: &Choice) -> Vec<Piece> {
     let mut pieces = match choice.form.dtype {
         DType::F32 if choice.wide => return vec![piece!("lib/storage/f32_wide")],
         DType::F32 => return vec![piece!("lib/storage/f32")],
-        DType::F16 if choice.native_f16 => vec![
-            piece!("lib/storage/f16_read_native"),
-            piece!("lib/storage/f16_round"),
-        ],
         DType::F16 => vec![
-            piece!("lib/storage/f16_read"),
-            piece!("lib/storage/f16_round"),
+            match choice.native_f16 {
+                NativeF16::Never => piece!("lib/storage/f16_read"),
+                _ => piece!("lib/storage/f16_read_native"),
+            },
+            match choice.native_f16 {
+                NativeF16::Always => piece!("lib/storage/f16_round_native"),
+                _ => piece!("lib/storage/f16_round"),
+            },
         ],
         DType::Bf16 => vec![piece!("lib/storage/bf16")],
     };
@@ -83,6 +85,14 @@ fn storage(choice: &Choice) -> Vec<Piece> {
 pub(super) fn map(choice: &Choice) -> Piece {
     match choice.form.in_pairs() {
         true => piece!("lib/map/pairs"),
+        false => piece!("lib/map/columns"),
+    }
+}
+
+/// The same of kernels that know a workgroup's columns already.
+pub(super) fn map_of_columns(choice: &Choice) -> Piece {
+    match choice.form.in_pairs() {
+        true => piece!("lib/map/channel_pairs"),
         false => piece!("lib/map/columns"),
     }
 }

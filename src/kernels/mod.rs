@@ -8,6 +8,7 @@ pub(crate) mod forward;
 pub(crate) mod gradients;
 pub(crate) mod input_gradient;
 pub(crate) mod library;
+pub(crate) mod native_f16;
 pub(crate) mod normalize;
 pub(crate) mod optimizer;
 pub(crate) mod statistics;
@@ -15,7 +16,7 @@ pub(crate) mod statistics;
 use std::collections::BTreeSet;
 
 use crate::division::{Form, Launch, Packing};
-use crate::{DType, Error, Gpu};
+use crate::{DType, Error, Gpu, NativeF16};
 pub(crate) use library::ActivationFile;
 
 /// One file in `shaders/`.
@@ -43,7 +44,7 @@ use piece;
 
 /// Every variable that a shader binds: the same number under the same name in all of `shaders/`,
 /// but for `shaders/optimizer.wgsl`.
-const BINDINGS: [&str; 21] = [
+const BINDINGS: [&str; 22] = [
     "geometry",
     "constants",
     "x",
@@ -65,6 +66,7 @@ const BINDINGS: [&str; 21] = [
     "dgamma",
     "dbeta",
     "coefficient_rows",
+    "differences",
 ];
 
 /// Those of `shaders/optimizer.wgsl`.
@@ -81,8 +83,8 @@ fn binding_number(name: &str) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Choice {
     pub(crate) form: Form,
-    /// Whether f16 is read by the device's own instruction.
-    pub(crate) native_f16: bool,
+    /// Which conversions of f16 are the device's own.
+    pub(crate) native_f16: NativeF16,
     /// Whether memory is read and written in words of 64 bits.
     pub(crate) wide: bool,
     pub(crate) activation: ActivationFile,
@@ -110,7 +112,7 @@ impl Choice {
     pub(crate) fn plain(form: Form) -> Self {
         Self {
             form,
-            native_f16: false,
+            native_f16: NativeF16::Never,
             wide: false,
             activation: ActivationFile::Identity,
             residual: false,
@@ -173,8 +175,14 @@ impl Choice {
         let forms = Form::all();
         forms.flat_map(move |form| {
             ActivationFile::ALL.into_iter().flat_map(move |activation| {
-                (0..1_u32 << 10).filter_map(move |flags| {
+                (0..1_u32 << 11).filter_map(move |flags| {
                     let flag = |bit: u32| flags >> bit & 1 == 1;
+                    let native_f16 = match (flag(7), flag(10)) {
+                        (false, false) => NativeF16::Never,
+                        (true, false) => NativeF16::Reads,
+                        (true, true) => NativeF16::Always,
+                        (false, true) => return None,
+                    };
                     let choice = Self {
                         form,
                         activation,
@@ -185,7 +193,7 @@ impl Choice {
                         running: flag(4),
                         products: flag(5),
                         batch_statistics: flag(6),
-                        native_f16: flag(7),
+                        native_f16,
                         wide: flag(8),
                         shared: flag(9),
                     };
@@ -200,7 +208,7 @@ impl Choice {
         // is like another.
         (self.residual || !self.residual_gradient)
             && (self.batch_statistics || !self.some_valid)
-            && (self.form.dtype == DType::F16 || !self.native_f16)
+            && (self.form.dtype == DType::F16 || self.native_f16 == NativeF16::Never)
             && (self.form.packing != Packing::Scalar || !self.wide)
     }
 }
@@ -270,12 +278,16 @@ impl EntryPoint {
     }
 
     /// Whether there is such a kernel. What mixes channels goes by columns in reductions and by places
-    /// in element-wise kernels; neither that nor pairs of neighbours go by whole columns.
+    /// in element-wise kernels; so where either mixes channels, the two are not joined. Pairs of neighbours go by
+    /// two whole columns, without a mask.
     fn is_legal(&self, choice: &Choice) -> bool {
         match choice.form.packing {
-            Packing::Ragged => !self.is_map() && !self.is_whole(),
+            Packing::Ragged => !self.is_map() && !self.is_joined(),
             Packing::Mixed => self.is_map(),
-            _ => !(self.is_whole() && choice.form.in_pairs()),
+            _ if choice.form.in_pairs() && self.is_joined() => {
+                self.is_whole() && !choice.only(self.axes).masked()
+            }
+            _ => true,
         }
     }
 
@@ -286,12 +298,23 @@ impl EntryPoint {
             .any(|map| map.label == self.label)
     }
 
-    /// Whether it does all of an operation by itself. It may then bind more buffers than every
-    /// device has.
+    /// Whether it does all of an operation by itself.
     fn is_whole(&self) -> bool {
         [&forward::WHOLE, &backward::WHOLE]
             .iter()
             .any(|whole| whole.label == self.label)
+    }
+
+    /// Whether it reduces and treats each value too. It may then bind more buffers than every device has.
+    fn is_joined(&self) -> bool {
+        [
+            &forward::WHOLE,
+            &forward::FROM_PARTIALS,
+            &backward::WHOLE,
+            &backward::FROM_PARTIALS,
+        ]
+        .iter()
+        .any(|joined| joined.label == self.label)
     }
 }
 
@@ -352,7 +375,8 @@ impl Variant {
             words.push(format!("{:?}", choice.activation));
         }
         for (flag, word) in [
-            (choice.native_f16, "native_f16"),
+            (choice.native_f16 == NativeF16::Reads, "native_reads"),
+            (choice.native_f16 == NativeF16::Always, "native_f16"),
             (choice.wide, "wide"),
             (choice.residual, "residual"),
             (choice.residual_gradient, "residual_gradient"),
@@ -427,9 +451,11 @@ impl Variant {
 const READ: &str = "var<storage, read>";
 const READ_WRITE: &str = "var<storage, read_write>";
 
-const ENTRY_POINTS: [&EntryPoint; 14] = [
+const ENTRY_POINTS: [&EntryPoint; 17] = [
     &forward::WHOLE,
+    &forward::FROM_PARTIALS,
     &backward::WHOLE,
+    &backward::FROM_PARTIALS,
     &statistics::PARTIAL,
     &statistics::COLLECT,
     &statistics::MERGE,
@@ -439,6 +465,7 @@ const ENTRY_POINTS: [&EntryPoint; 14] = [
     &gradients::COLLECT,
     &gradients::MERGE,
     &input_gradient::MAIN,
+    &native_f16::COMPARE,
     &optimizer::SGD,
     &optimizer::RMSPROP,
     &optimizer::ADAM,
@@ -598,7 +625,8 @@ mod tests {
             let mut capabilities = naga::valid::Capabilities::empty();
             capabilities.set(
                 naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32,
-                variant.choice.native_f16,
+                variant.choice.native_f16 != NativeF16::Never
+                    || variant.entry.label == native_f16::COMPARE.label,
             );
             capabilities.set(naga::valid::Capabilities::SHADER_INT64, variant.choice.wide);
             let info =
@@ -648,7 +676,7 @@ mod tests {
             let said: BTreeSet<_> = said.into_iter().map(str::to_owned).collect();
             assert_eq!(writes, said, "{}", variant.name());
             let storage = variant.entry.storage_buffers(&variant.choice);
-            let most = if variant.entry.is_whole() { 9 } else { 7 };
+            let most = if variant.entry.is_joined() { 11 } else { 7 };
             assert!(
                 storage <= most,
                 "{} binds {storage} buffers",
@@ -756,6 +784,7 @@ mod tests {
                 value_offset,
                 values,
                 inner,
+                partials,
                 mask_first,
                 mask_column_step,
                 mask_word_step,

@@ -9,11 +9,11 @@ use self::buffers::Named;
 pub use self::buffers::{BackwardBuffers, ForwardBuffers};
 pub(crate) use self::operands::check_storage;
 use self::operands::{FROZEN_STATISTICS, Operands, Take, check_overlap, is_tensor, shares};
-use crate::division::{Division, Divisions, Form, Geometry, Packing};
+use crate::division::{Division, Divisions, Form, Geometry, Packing, Whole};
 use crate::gpu::check_size;
 use crate::kernels::{ActivationFile, Choice, Constants, Dispatch, EntryPoint};
 use crate::kernels::{backward, forward, gradients, input_gradient, normalize, statistics};
-use crate::{Activation, DType, Error, Gpu, OneValue, Options, Shape, Tuning};
+use crate::{Activation, DType, Error, Gpu, NativeF16, OneValue, Options, Shape, Tuning};
 
 /// Batch normalization of one shape with one set of options, for engines.
 ///
@@ -147,8 +147,8 @@ enum Over<'a> {
     /// Partial results that the caller gives.
     Given(&'a Given),
     Map,
-    /// Columns as a whole.
-    Whole(&'a Division),
+    /// Columns as a whole, in a pass of that number.
+    Whole(&'a Whole, usize),
 }
 
 /// A merge of partial results that are not those of the plan's slices.
@@ -179,6 +179,10 @@ impl Plan {
         let mut view = shape.view();
         if shape.is_empty() {
             (view.outer, view.inner) = (1, 1);
+        }
+        if view.channels == 1 {
+            // One plane, however it lies.
+            (view.outer, view.inner) = (1, view.outer * view.inner);
         }
         let tuning = options
             .tuning
@@ -253,7 +257,7 @@ impl Plan {
     }
 
     /// The size of the `mask` range, in bytes: one bit for each value, and some to fill up words (up to
-    /// a quarter more, and more for batches of less than 32 samples or tensors of a few thousand values).
+    /// half as many more, and more for batches of less than 32 samples or tensors of a few thousand values).
     /// Words that hold no value's bit are not written.
     pub fn mask_bytes(&self) -> u64 {
         self.divisions.mask_words * 4
@@ -335,9 +339,15 @@ impl Plan {
             // Also an empty batch leaves its statistics.
             true if self.shape.is_empty() => self.dispatches(&operands, &choice, &[fixed]),
             true => self.commands(&operands, &choice, &[fixed, normalize]),
-            false => match self.whole(&choice, &forward::WHOLE) {
+            false => match self.whole(&choice, &forward::WHOLE, 0) {
                 Some(whole) => self.commands(&operands, &choice, &[whole]),
-                None => self.commands(&operands, &choice, &[partial, merge, normalize]),
+                None => {
+                    let from_partials = self.forward_step(&forward::FROM_PARTIALS, Over::Map);
+                    match self.may_go_from_partials(&choice, &forward::FROM_PARTIALS) {
+                        true => self.commands(&operands, &choice, &[partial, from_partials]),
+                        false => self.commands(&operands, &choice, &[partial, merge, normalize]),
+                    }
+                }
             },
         }
     }
@@ -410,9 +420,13 @@ impl Plan {
         let mut steps = Vec::new();
         if wants_dx
             && !frozen
-            && let Some(whole) = self.whole(&choice, &backward::WHOLE)
+            && let Some(whole) = self.whole(&choice, &backward::WHOLE, 1)
         {
             return self.commands(&operands, &choice, &[whole]);
+        }
+        if wants_dx && !frozen && self.may_go_from_partials(&choice, &backward::FROM_PARTIALS) {
+            let from_partials = self.backward_step(&backward::FROM_PARTIALS, Over::Map);
+            return self.commands(&operands, &choice, &[partial, from_partials]);
         }
         if wants_sums {
             steps.extend([partial, merge]);
@@ -603,11 +617,22 @@ impl Plan {
 
     /// A kernel that does all of an operation by itself, if it may: where channels are small, all
     /// positions count, and the device binds so many buffers.
-    fn whole<'a>(&'a self, choice: &Choice, entry: &'static EntryPoint) -> Option<Step<'a>> {
-        let step = self.forward_step(entry, Over::Whole(self.divisions.whole.as_ref()?));
+    fn whole(&self, choice: &Choice, entry: &'static EntryPoint, pass: usize) -> Option<Step<'_>> {
+        let whole = self.divisions.whole.as_ref()?;
+        if whole.form.in_pairs() && choice.masked() {
+            return None;
+        }
+        let step = self.forward_step(entry, Over::Whole(whole, pass));
         let limit = self.gpu.limits().max_storage_buffers_per_shader_stage;
         let may = !choice.some_valid && entry.storage_buffers(choice) <= limit as usize;
         may.then_some(step)
+    }
+
+    /// Whether an element-wise kernel may merge the partial results too: where these are few, and the device
+    /// binds so many buffers.
+    fn may_go_from_partials(&self, choice: &Choice, entry: &'static EntryPoint) -> bool {
+        let limit = self.gpu.limits().max_storage_buffers_per_shader_stage;
+        self.divisions.few_partials && entry.storage_buffers(choice) <= limit as usize
     }
 
     /// Fails where training is not defined. How many positions are valid only the GPU knows.
@@ -662,10 +687,12 @@ impl Plan {
 
     /// The plainest kernels for the plan's tensors.
     fn plain_choice(&self) -> Choice {
-        let is_f16 = self.dtype == DType::F16;
         let in_packs = self.form.packing != Packing::Scalar;
         Choice {
-            native_f16: is_f16 && self.tuning.native_f16 && self.gpu.native_f16(),
+            native_f16: match self.dtype {
+                DType::F16 => self.tuning.native_f16.min(self.gpu.native_f16()),
+                _ => NativeF16::Never,
+            },
             wide: in_packs && self.tuning.wide_words && self.gpu.wide_words(),
             ..Choice::plain(self.form)
         }
@@ -712,6 +739,7 @@ impl Plan {
         for step in steps {
             let form = match step.over {
                 Over::Map => choice.form,
+                Over::Whole(whole, _) => whole.form,
                 _ => choice.form.of_reductions(),
             };
             let choice = Choice {
@@ -741,10 +769,10 @@ impl Plan {
                     &divisions.map_slices,
                     3 + reductions,
                 ),
-                Over::Whole(whole) => (
-                    std::slice::from_ref(whole),
+                Over::Whole(whole, pass) => (
+                    std::slice::from_ref(&whole.passes[pass]),
                     &divisions.slices,
-                    3 + reductions + divisions.maps.len(),
+                    3 + reductions + divisions.maps.len() + pass,
                 ),
             };
             for (index, division) in over.iter().enumerate() {

@@ -12,7 +12,7 @@ use wgpu_batchnorm::{
     Parameter, RunningVariance, Shape, State, Tensor, Tuning, Valid, Wanted,
 };
 
-use super::operations::{many_splits, whole_columns};
+use super::operations::{many_splits, merged_in_maps, whole_columns};
 use super::properties;
 use crate::common::modes::{self, ModeCase};
 use crate::common::{Adapter, Outcome, ensure_close, largest, normal, normal_vector};
@@ -27,6 +27,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
             Ok(())
         }),
         adapter.trial("modes in every layout and storage type", every_mode),
+        adapter.trial("pairs of small channels", pairs_of_channels),
         adapter.trial("any modes, shapes and offsets", random_modes),
         adapter.trial("both passes cut the same values", same_values_are_cut),
         adapter.trial("only wanted gradients are computed", wanted_gradients),
@@ -145,12 +146,13 @@ fn any_options(random: &mut StdRng) -> Options {
         _ => Momentum::Cumulative,
     };
     let running_statistics = random.random_bool(0.75);
-    let tuning = match random.random_range(0..6) {
+    let tuning = match random.random_range(0..7) {
         0 => Tuning::gpu(),
         1 => Tuning::cpu(),
         2 => many_splits(false),
         3 => many_splits(true),
         4 => whole_columns(false),
+        5 => merged_in_maps(),
         _ => whole_columns(true),
     };
     Options::default()
@@ -191,6 +193,26 @@ fn every_mode(gpu: &Gpu) -> Outcome {
                 one_mode(gpu, dims, layout, dtype, 1.0, &options, &mut random).map_err(
                     |error| format!("{layout:?} {dims:?} {dtype:?} {options:?}: {error}"),
                 )?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Planes of an odd number of 16-bit values, which begin and end within words: two channels in one dispatch.
+fn pairs_of_channels(gpu: &Gpu) -> Outcome {
+    for dims in [[33, 4, 7, 7], [2, 6, 5, 5], [1, 2, 3, 3], [70, 8, 1, 3]] {
+        for dtype in [DType::F16, DType::Bf16] {
+            for activation in [Activation::Identity, Activation::Relu] {
+                for seed in 0..4 {
+                    let options = Options::default()
+                        .activation(activation)
+                        .tuning(Tuning::gpu());
+                    let mut random = StdRng::seed_from_u64(seed);
+                    let first = Layout::ChannelsFirst;
+                    one_mode(gpu, &dims, first, dtype, 1.0, &options, &mut random)
+                        .map_err(|error| format!("{dims:?} {dtype:?} {activation:?}: {error}"))?;
+                }
             }
         }
     }

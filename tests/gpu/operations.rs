@@ -80,7 +80,18 @@ pub fn many_splits(wide_words: bool) -> Tuning {
     tuning.reduction_packs_max = 3;
     tuning.map_packs = 5;
     tuning.whole_bytes = 0;
+    tuning.map_partials_max = 0;
     tuning.wide_words = wide_words;
+    tuning
+}
+
+/// Partial results that element-wise kernels merge, wherever that can be.
+pub fn merged_in_maps() -> Tuning {
+    let mut tuning = Tuning::gpu();
+    tuning.lanes = 32;
+    tuning.reduction_packs_min = 2;
+    tuning.whole_bytes = 0;
+    tuning.map_partials_max = u32::MAX;
     tuning
 }
 
@@ -100,6 +111,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
         ("cpu", Tuning::cpu()),
         ("many splits", many_splits(false)),
         ("many splits in wide words", many_splits(true)),
+        ("merged in maps", merged_in_maps()),
         ("whole columns", whole_columns(false)),
         ("whole columns in wide words", whole_columns(true)),
     ];

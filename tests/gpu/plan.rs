@@ -13,7 +13,7 @@ use crate::common::operations::{NAMES, Operation, Rule, Storage, bytes_of, good_
 use crate::common::{Adapter, Outcome, normal, normal_vector};
 use crate::ensure;
 use crate::modes::upload;
-use crate::operations::{many_splits, whole_columns};
+use crate::operations::{many_splits, merged_in_maps, whole_columns};
 
 pub fn trials(adapter: &Adapter) -> Vec<Trial> {
     vec![
@@ -33,7 +33,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
         adapter.trial("a plan gives what the layer gives, in every mode", |gpu| {
             for (dims, layout) in SHAPES {
                 for (number, mode) in modes().into_iter().enumerate() {
-                    let tuning = tunings()[number % 4].clone();
+                    let tuning = tunings()[number % 5].clone();
                     let said = format!("{layout:?} {dims:?} {mode:?}");
                     in_mode(gpu, &Shape::new(dims, *layout)?, mode, &tuning, 40)
                         .map_err(|error| format!("{said}: {error}"))?;
@@ -48,10 +48,11 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
     ]
 }
 
-fn tunings() -> [Tuning; 4] {
+fn tunings() -> [Tuning; 5] {
     [
         Tuning::gpu(),
         Tuning::cpu(),
+        merged_in_maps(),
         whole_columns(false),
         whole_columns(true),
     ]
@@ -68,7 +69,7 @@ const SHAPES: &[(&[usize], Layout)] = &[
     (&[300, 3], Layout::ChannelsFirst),
     // An odd number of values.
     (&[1, 3, 5], Layout::ChannelsFirst),
-    (&[3, 5, 7, 7], Layout::ChannelsFirst),
+    (&[3, 6, 7, 7], Layout::ChannelsFirst),
     (&[3, 7, 7, 5], Layout::ChannelsLast),
     // An odd number of values in a plane, of pairs that lie in two.
     (&[2, 3, 33, 33], Layout::ChannelsFirst),
@@ -611,23 +612,24 @@ fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::CommandEncoder)) {
     gpu.queue().submit([encoder.finish()]);
 }
 
-/// Sums, merge and dx: as many as what is wanted takes.
+/// Sums, merge and dx, the last two or all in one where the tuning asks for it: as many as what is wanted takes.
 fn dispatches(gpu: &Gpu) -> Outcome {
     let shape = Shape::new(&[4, 3, 5], Layout::ChannelsFirst)?;
     let storage = Storage::new(gpu);
-    for (frozen, names, expected, whole) in [
-        (false, &["dx", "dgamma", "dbeta"][..], 3, 1),
-        (false, &["dx"], 3, 1),
-        (false, &["dgamma", "dbeta"], 2, 2),
-        (false, &["dbeta"], 2, 2),
-        (false, &[], 0, 0),
-        (true, &["dx", "dgamma", "dbeta"], 3, 3),
+    for (frozen, names, expected, merged, whole) in [
+        (false, &["dx", "dgamma", "dbeta"][..], 3, 2, 1),
+        (false, &["dx"], 3, 2, 1),
+        (false, &["dgamma", "dbeta"], 2, 2, 2),
+        (false, &["dbeta"], 2, 2, 2),
+        (false, &[], 0, 0, 0),
+        (true, &["dx", "dgamma", "dbeta"], 3, 3, 3),
         // γ·inv_std, and dx: nothing to sum.
-        (true, &["dx"], 2, 2),
-        (true, &["dbeta"], 2, 2),
+        (true, &["dx"], 2, 2, 2),
+        (true, &["dbeta"], 2, 2, 2),
     ] {
         for (expected, tuning) in [
             (expected, many_splits(false)),
+            (merged, merged_in_maps()),
             (whole, whole_columns(false)),
         ] {
             let options = Options::default().frozen_statistics(frozen).tuning(tuning);
@@ -651,7 +653,7 @@ fn dispatches(gpu: &Gpu) -> Outcome {
 fn one_buffer(gpu: &Gpu) -> Outcome {
     for (dims, layout) in [SHAPES[0], SHAPES[3], SHAPES[8]] {
         for (number, mode) in modes().into_iter().enumerate() {
-            let tuning = tunings()[number % 4].clone();
+            let tuning = tunings()[number % 5].clone();
             let said = format!("{layout:?} {dims:?} {mode:?}");
             let (dtype, options, residual, valid) = mode;
             let options = options.tuning(tuning);

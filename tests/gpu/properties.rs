@@ -139,6 +139,7 @@ fn tuning() -> impl Strategy<Value = Tuning> {
                 tuning.map_packs = map_packs;
                 tuning.whole_bytes = if whole { u64::MAX } else { 0 };
                 tuning.whole_workgroups = 1;
+                tuning.map_partials_max = packs - 1;
                 tuning.mixed_rows_min = mixed;
                 tuning
             },

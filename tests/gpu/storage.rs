@@ -3,7 +3,9 @@
 use libtest_mimic::Trial;
 use ndarray::{Array1, Array2};
 use wgpu_batchnorm::half::{bf16, f16};
-use wgpu_batchnorm::{BatchNorm, DType, Gpu, Layout, Mode, Options, State, Stored, Tensor, Tuning};
+use wgpu_batchnorm::{
+    BatchNorm, DType, Gpu, Layout, Mode, NativeF16, Options, State, Stored, Tensor, Tuning,
+};
 
 use crate::common::{Adapter, Outcome};
 use crate::ensure;
@@ -11,20 +13,28 @@ use crate::ensure;
 pub fn trials(adapter: &Adapter) -> Vec<Trial> {
     vec![
         adapter.trial("every f16 is read and written", |gpu| {
-            // By integer arithmetic, and by the device's own instruction.
-            every_number(gpu, f16::from_bits, Tuning::gpu())?;
-            every_number(gpu, f16::from_bits, Tuning::cpu())
+            conversions().try_for_each(|tuning| every_number(gpu, f16::from_bits, tuning))
         }),
         adapter.trial("every bf16 is read and written", |gpu| {
             every_number(gpu, bf16::from_bits, Tuning::gpu())
         }),
         adapter.trial("f16 is rounded to nearest even", |gpu| {
-            roundings(gpu, f16::from_bits, 0x7c00)
+            conversions().try_for_each(|tuning| roundings(gpu, f16::from_bits, 0x7c00, tuning))
         }),
         adapter.trial("bf16 is rounded to nearest even", |gpu| {
-            roundings(gpu, bf16::from_bits, 0x7f80)
+            roundings(gpu, bf16::from_bits, 0x7f80, Tuning::gpu())
         }),
     ]
+}
+
+/// Conversions by integer arithmetic, and by the device's own instructions, where these are exact.
+fn conversions() -> impl Iterator<Item = Tuning> {
+    let ways = [NativeF16::Never, NativeF16::Reads, NativeF16::Always];
+    ways.into_iter().map(|native_f16| {
+        let mut tuning = Tuning::gpu();
+        tuning.native_f16 = native_f16;
+        tuning
+    })
 }
 
 /// A layer that gives back what it gets, times γ.
@@ -70,7 +80,12 @@ fn every_number<T: Stored>(gpu: &Gpu, from_bits: fn(u16) -> T, tuning: Tuning) -
 }
 
 /// Every number, what is halfway to the next, and what is one unit of f32 next to that.
-fn roundings<T: Stored>(gpu: &Gpu, from_bits: fn(u16) -> T, infinity: u16) -> Outcome {
+fn roundings<T: Stored>(
+    gpu: &Gpu,
+    from_bits: fn(u16) -> T,
+    infinity: u16,
+    tuning: Tuning,
+) -> Outcome {
     let mut wanted = Vec::new();
     for bits in 0..infinity {
         let low = from_bits(bits).to_f64();
@@ -102,7 +117,7 @@ fn roundings<T: Stored>(gpu: &Gpu, from_bits: fn(u16) -> T, infinity: u16) -> Ou
         let mut layer = scaling(
             gpu,
             wanted.iter().map(|(value, _)| *value).collect(),
-            Tuning::gpu(),
+            tuning.clone(),
         )?;
         let one = Array2::from_elem((2, length), T::from_f64(1.0));
         let y = layer.forward(&Tensor::from_array(gpu, &one, Layout::ChannelsFirst)?)?;

@@ -1,7 +1,10 @@
-// Normalization by statistics that the kernel itself computes.
+// Normalization by statistics that the workgroup itself computed.
 
-var<private> computed: Centre;
+/// Of each column of the workgroup.
+var<workgroup> shared_pivot: array<PerChannel, LANES_X>;
 
+/// The others are in `shared_mean` and, of inv_std, in `shared_m2`.
 fn centre_of(column: u32) -> Centre {
-    return computed;
+    let first = (column - geometry.first_column) % LANES_X;
+    return Centre(shared_pivot[first], shared_mean[first], shared_m2[first]);
 }

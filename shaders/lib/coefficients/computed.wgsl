@@ -1,7 +1,15 @@
-// What the gradient of x needs of a channel is computed by the kernel itself.
-
-var<private> computed: Coefficients;
+// What the gradient of x needs of a channel is computed by the workgroup itself.
 
 fn coefficients(column: u32) -> Coefficients {
-    return computed;
+    let first = (column - geometry.first_column) % LANES_X;
+    let inv_std = saved[column + geometry.all_columns * 2u];
+    let inverse_count = saved[column + geometry.all_columns * 4u];
+    return Coefficients(
+        saved[column],
+        saved[column + geometry.all_columns],
+        scale_of(column),
+        shared_gradient[first] * inverse_count,
+        shared_product[first] * inv_std * inverse_count * inv_std,
+        cut_of(column),
+    );
 }

@@ -24,11 +24,23 @@ fn map_tile(tile: Tile) {
         put(at_3.address, result_3, result_3);
         finish(at_3, c);
     }
-    while walk.remaining > 0u {
-        let at = next(&walk);
-        begin(at, c);
-        let result = result_at(at, c);
-        put(at.address, result, result);
-        finish(at, c);
+    // As many as are left, in flight together too.
+    let rest = walk.remaining;
+    if rest > 0u {
+        let at_0 = next(&walk);
+        let at_1 = next_if(rest > 1u, at_0, &walk);
+        let at_2 = next_if(rest > 2u, at_1, &walk);
+        begin(at_0, c);
+        let result_0 = result_at(at_0, c);
+        let result_1 = result_at(at_1, c);
+        let result_2 = result_at(at_2, c);
+        put(at_0.address, result_0, result_0);
+        if rest > 1u {
+            put(at_1.address, result_1, result_1);
+        }
+        if rest > 2u {
+            put(at_2.address, result_2, result_2);
+        }
+        finish(at_2, c);
     }
 }

@@ -1,6 +1,11 @@
-// Writes IEEE 754 half precision.
+// Writes IEEE 754 half precision, two in a word, by integer arithmetic: it takes no capability of the device,
+// and rounds as it should on all.
 
 /// Rounds to nearest even, as pack2x16float need not.
+fn halves_of(values: vec2<f32>) -> u32 {
+    return half_of(values.x) | (half_of(values.y) << 16u);
+}
+
 fn half_of(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
     let magnitude = bits & 0x7fffffffu;

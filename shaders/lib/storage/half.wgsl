@@ -11,5 +11,5 @@ fn unpacked(stored: Stored, address: u32) -> Pack {
 
 /// What is stored for a pack; `next` is the pack behind it, where two share a word.
 fn packed(pack: Pack, next: Pack) -> Stored {
-    return half_of(pack) | (half_of(next) << 16u);
+    return halves_of(vec2<f32>(pack, next));
 }

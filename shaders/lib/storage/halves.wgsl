@@ -9,8 +9,5 @@ fn unpacked(stored: Stored, address: u32) -> Pack {
 
 /// What is stored for a pack; `next` is the pack behind it, where two share a word.
 fn packed(pack: Pack, next: Pack) -> Stored {
-    return vec2<u32>(
-        half_of(pack.x) | (half_of(pack.y) << 16u),
-        half_of(pack.z) | (half_of(pack.w) << 16u),
-    );
+    return vec2<u32>(halves_of(pack.xy), halves_of(pack.zw));
 }

@@ -10,7 +10,5 @@ fn unpacked(stored: Stored, address: u32) -> Pack {
 
 /// What is stored for a pack; `next` is the pack behind it, where two share a word.
 fn packed(pack: Pack, next: Pack) -> Stored {
-    let low = half_of(pack.x) | (half_of(pack.y) << 16u);
-    let high = half_of(pack.z) | (half_of(pack.w) << 16u);
-    return u64(low) | (u64(high) << 32u);
+    return u64(halves_of(pack.xy)) | (u64(halves_of(pack.zw)) << 32u);
 }

@@ -1,0 +1,22 @@
+//! What a device's own conversions of f16 come to: `shaders/native_f16.wgsl`.
+
+use super::{EntryPoint, piece};
+
+pub(crate) const COMPARE: EntryPoint = EntryPoint {
+    label: "native_f16.compare",
+    name: "compare",
+    axes: &[],
+    pieces: |_| {
+        vec![
+            piece!("lib/storage/f16_read"),
+            piece!("lib/storage/f16_round"),
+            piece!("native_f16"),
+        ]
+    },
+    bindings: |_| vec!["differences"],
+    writes: &["differences"],
+    constants: |variant| vec![("LANES", f64::from(variant.lanes_y))],
+};
+
+/// The numbers that it goes through.
+pub(crate) const NUMBERS: u64 = 1 << 16;
