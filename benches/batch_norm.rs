@@ -26,9 +26,10 @@ use common::record::{Record, Row};
 use common::{Copy, Meter};
 use criterion::{Criterion, SamplingMode, Throughput};
 use ndarray::ArrayD;
+use rayon::prelude::*;
 use wgpu_batchnorm::{
-    Activation, BackwardBuffers, Commands, DType, Error, ForwardBuffers, Layout, Options, Plan,
-    Shape, State, Stored, Tensor, Wanted, cpu, half, wgpu,
+    Activation, BackwardBuffers, Commands, DType, Error, ForwardBuffers, Gpu, Layout, Options,
+    Plan, Shape, State, Stored, Tensor, Wanted, cpu, half, wgpu,
 };
 
 /// The batch-norm shapes of ResNet-50 with a batch of 32, channels first.
@@ -56,8 +57,15 @@ const TINY: &[[usize; 4]] = &[[2, 8, 4, 4], [2, 3, 7, 7]];
 /// Samples of each time, of which the median is recorded.
 const SAMPLES: usize = 10;
 
+/// How often criterion draws from them anew, for its intervals: its default takes longer than the
+/// samples themselves.
+const RESAMPLES: usize = 1000;
+
 /// Bytes that few caches hold: what goes round in a case.
 const ROTATED: u64 = 128 << 20;
+
+/// Values that a core compares at a time.
+const PART: usize = 1 << 16;
 
 /// The most sets of buffers that go round.
 const SETS_MAX: u64 = 64;
@@ -81,10 +89,16 @@ fn main() {
         ""
     };
     println!("{}{kind}; {}", meter.gpu.name(), meter.clock());
+    // In milliseconds: a GPU runs an operation many times in the shorter ones, too.
+    let [warm_up, measurement] = match meter.is_software() {
+        true => [50, 200],
+        false => [10, 20],
+    };
     let mut criterion = Criterion::default()
         .sample_size(SAMPLES)
-        .warm_up_time(Duration::from_millis(50))
-        .measurement_time(Duration::from_millis(200))
+        .nresamples(RESAMPLES)
+        .warm_up_time(Duration::from_millis(warm_up))
+        .measurement_time(Duration::from_millis(measurement))
         .configure_from_args();
     let shapes: Vec<_> = match is_bench {
         true => RESNET_50.iter().chain(OTHERS).collect(),
@@ -146,89 +160,124 @@ fn name(nchw: [usize; 4], layout: Layout, dtype: DType) -> String {
     format!("{layout_name}/{dtype:?}/{dims}").to_lowercase()
 }
 
-/// A case's tensors on the CPU, and what they should give.
+/// A shape's tensors on the CPU, and what they should give.
 struct Case<T> {
-    layout: Layout,
+    shape: Shape,
     options: Options,
     affine: cpu::Affine,
-    /// x, dy, residual.
-    tensors: [ArrayD<T>; 3],
-    /// Whether ReLU and a residual are fused to it.
-    fused: bool,
+    x: ArrayD<T>,
+    dy: ArrayD<T>,
+    /// With ReLU, where it is fused.
+    residual: Option<ArrayD<T>>,
+    /// Of x.
+    statistics: cpu::Statistics,
 }
 
 impl<T: Stored> Case<T> {
-    fn new(shape: &Shape, fused: bool) -> Result<Self, Error> {
-        let tensor = |seed: u32| {
-            // Weyl's sequence: evenly spread in -1 … 1.
-            let mut next = seed;
-            ArrayD::from_shape_simple_fn(shape.dims(), || {
-                next = next.wrapping_add(0x9e37_79b9);
-                T::from_f64(f64::from(next as i32) / 2_147_483_648.0)
-            })
-        };
-        let activation = match fused {
-            true => Activation::Relu,
-            false => Activation::Identity,
-        };
-        let options = Options::default().activation(activation);
-        let mut case = Self {
-            layout: shape.layout(),
+    /// Batch norm alone.
+    fn plain(shape: Shape) -> Result<Self, Error> {
+        let options = Options::default();
+        let x = tensor(&shape, 1);
+        Ok(Self {
             affine: cpu::Affine::new(&State::new(shape.channels()), &options),
             options,
-            tensors: [1, 1 << 30, 3 << 29].map(tensor),
-            fused,
-        };
-        if fused {
-            case.keep_off_the_edge()?;
-        }
-        Ok(case)
+            dy: tensor(&shape, 1 << 30),
+            residual: None,
+            statistics: cpu::statistics(&x, shape.layout())?,
+            x,
+            shape,
+        })
     }
 
-    /// Moves the residual where the activation's argument is so near its edge that rounding may decide
-    /// what is cut: one value more or less changes all gradients of its channel.
-    fn keep_off_the_edge(&mut self) -> Result<(), Error> {
-        let identity = cpu::Affine {
-            activation: Activation::Identity,
-            ..self.affine.clone()
-        };
-        let [x, _, residual] = &self.tensors;
-        let statistics = self.statistics()?;
-        let z = cpu::normalize(x, self.layout, &statistics, &identity, Some(residual))?;
-        self.tensors[2].zip_mut_with(&z, |residual, z| {
+    /// Fuses ReLU and a residual to it. The residual moves where the activation's argument is so near
+    /// its edge that rounding may decide what is cut: one value more or less changes all gradients of
+    /// its channel.
+    fn fuse(&mut self) -> Result<(), Error> {
+        self.residual = Some(tensor(&self.shape, 3 << 29));
+        let z = self.normalized(&self.statistics)?;
+        let residual = self.residual.as_mut().and_then(ArrayD::as_slice_mut);
+        let residual = residual.expect("it is in order");
+        let both = residual.par_iter_mut().zip(slice(&z));
+        both.for_each(|(residual, z)| {
             if z.to_f64().abs() < 1.0 / 32.0 {
                 *residual = T::from_f64(residual.to_f64() + 0.125);
             }
         });
+        self.options = self.options.clone().activation(Activation::Relu);
+        self.affine.activation = Activation::Relu;
         Ok(())
     }
 
-    fn residual(&self) -> Option<&ArrayD<T>> {
-        self.fused.then_some(&self.tensors[2])
-    }
-
-    fn statistics(&self) -> Result<cpu::Statistics, Error> {
-        cpu::statistics(&self.tensors[0], self.layout)
-    }
-
     fn normalized(&self, statistics: &cpu::Statistics) -> Result<ArrayD<T>, Error> {
-        let x = &self.tensors[0];
-        cpu::normalize(x, self.layout, statistics, &self.affine, self.residual())
+        let (layout, residual) = (self.shape.layout(), self.residual.as_ref());
+        cpu::normalize(&self.x, layout, statistics, &self.affine, residual)
     }
 
-    fn gradients(&self, statistics: &cpu::Statistics) -> Result<InputGradientsOf<T>, Error> {
-        let [x, dy, _] = &self.tensors;
-        let (layout, affine, wanted) = (self.layout, &self.affine, Wanted::default());
-        let residual = self.residual();
+    fn gradients(&self) -> Result<InputGradientsOf<T>, Error> {
+        let (x, dy, layout) = (&self.x, &self.dy, self.shape.layout());
+        let (statistics, affine, residual) =
+            (&self.statistics, &self.affine, self.residual.as_ref());
+        let wanted = Wanted::default();
         cpu::backward(x, dy, layout, statistics, affine, residual, None, &wanted)
             .map(|(found, _)| found)
     }
 }
 
+/// Weyl's sequence: evenly spread in -1 … 1.
+fn tensor<T: Stored>(shape: &Shape, seed: u32) -> ArrayD<T> {
+    let value = |index: usize| {
+        let bits = seed.wrapping_add(0x9e37_79b9_u32.wrapping_mul(index as u32 + 1));
+        T::from_f64(f64::from(bits as i32) / 2_147_483_648.0)
+    };
+    let values: Vec<T> = (0..shape.len()).into_par_iter().map(value).collect();
+    ArrayD::from_shape_vec(shape.dims(), values).expect("as many as the shape has")
+}
+
+/// The values of an array that lie one after another.
+fn slice<T>(array: &ArrayD<T>) -> &[T] {
+    array.as_slice().expect("it is in order")
+}
+
 type InputGradientsOf<T> = cpu::InputGradients<T>;
+
+/// What the operations of a case read, on the GPU.
+struct Inputs {
+    x: Tensor,
+    dy: Tensor,
+    residual: Option<Tensor>,
+}
+
+impl Inputs {
+    fn upload<T: Stored>(gpu: &Gpu, case: &Case<T>) -> Result<Self, Error> {
+        let upload = |array| Tensor::from_array(gpu, array, case.shape.layout());
+        Ok(Self {
+            x: upload(&case.x)?,
+            dy: upload(&case.dy)?,
+            residual: case.residual.as_ref().map(upload).transpose()?,
+        })
+    }
+
+    /// Others with the same values.
+    fn copied(&self, gpu: &Gpu) -> Result<Self, Error> {
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut copy = |from: &Tensor| {
+            let to = Tensor::zeros(gpu, from.shape(), from.dtype())?;
+            encoder.copy_buffer_to_buffer(from.buffer(), 0, to.buffer(), 0, None);
+            Ok::<Tensor, Error>(to)
+        };
+        let copied = Self {
+            x: copy(&self.x)?,
+            dy: copy(&self.dy)?,
+            residual: self.residual.as_ref().map(copy).transpose()?,
+        };
+        gpu.queue().submit([encoder.finish()]);
+        Ok(copied)
+    }
+}
 
 /// The tensors of an operation on the GPU, with all operations bound to them.
 struct Set {
+    inputs: Inputs,
     y: Tensor,
     dx: Tensor,
     copy: Copy,
@@ -237,21 +286,12 @@ struct Set {
 }
 
 impl Set {
-    fn new<T: Stored>(meter: &Meter, plan: &Plan, case: &Case<T>) -> Result<Self, Error> {
+    fn new(meter: &Meter, plan: &Plan, inputs: Inputs) -> Result<Self, Error> {
         let gpu = &meter.gpu;
-        let upload = |array| Tensor::from_array(gpu, array, case.layout);
-        let [x, dy, residual] = &case.tensors;
-        let (x, dy) = (upload(x)?, upload(dy)?);
-        let residual = match case.fused {
-            true => Some(upload(residual)?),
-            false => None,
-        };
+        let Inputs { x, dy, residual } = &inputs;
         let zeros = || Tensor::zeros(gpu, plan.shape(), plan.dtype());
         let (y, dx) = (zeros()?, zeros()?);
-        let d_residual = match case.fused {
-            true => Some(zeros()?),
-            false => None,
-        };
+        let d_residual = residual.as_ref().map(|_| zeros()).transpose()?;
         let ones = vec![1.0_f32; plan.shape().channels()];
         let vector = || meter.buffer_of(bytemuck::cast_slice(&ones));
         let [gamma, running_var, dgamma, dbeta] = [(); 4].map(|()| vector());
@@ -260,18 +300,18 @@ impl Set {
         let saved = meter.buffer(plan.saved_bytes());
         let mask = meter.buffer(plan.mask_bytes());
 
-        let mut forward = ForwardBuffers::new(whole(&x), whole(&y))
+        let mut forward = ForwardBuffers::new(whole(x), whole(&y))
             .gamma(gamma.slice(..))
             .beta(beta.slice(..))
             .running_mean(running_mean.slice(..))
             .running_var(running_var.slice(..));
-        let mut backward = BackwardBuffers::new(whole(&x), whole(&dy), saved.slice(..))
+        let mut backward = BackwardBuffers::new(whole(x), whole(dy), saved.slice(..))
             .gamma(gamma.slice(..))
             .beta(beta.slice(..))
             .dx(whole(&dx))
             .dgamma(dgamma.slice(..))
             .dbeta(dbeta.slice(..));
-        if let Some(residual) = &residual {
+        if let Some(residual) = residual {
             forward = forward.residual(whole(residual));
         }
         let inference = plan.bind_inference(&forward)?;
@@ -288,6 +328,7 @@ impl Set {
                 plan.bind_forward(&forward.saved(saved.slice(..)))?,
                 plan.bind_backward(&backward)?,
             ],
+            inputs,
             y,
             dx,
         })
@@ -307,8 +348,8 @@ fn whole(tensor: &Tensor) -> wgpu::BufferSlice<'_> {
 
 /// The bytes of the passes that an operation makes over tensors: each once where it takes one dispatch,
 /// and what is read for the statistics or the sums a second time where it takes more.
-fn least_bytes(operation: Operation, plan: &Plan, fused: bool, commands: &Commands) -> u64 {
-    let again = u64::from(commands.dispatches() > 1);
+fn least_bytes(operation: Operation, plan: &Plan, fused: bool, set: &Set) -> u64 {
+    let again = u64::from(set.commands[operation as usize].dispatches() > 1);
     let (tensors, masks) = match operation {
         Operation::Inference => (2, 0),
         Operation::Forward => (2 + again, 1),
@@ -320,11 +361,16 @@ fn least_bytes(operation: Operation, plan: &Plan, fused: bool, commands: &Comman
     tensors * tensor + u64::from(fused) * (tensor + masks * plan.mask_bytes())
 }
 
+/// What lies in a tensor's buffer, as words: to take 16-bit values out of them is work for all cores.
+fn words(tensor: &Tensor) -> Result<ArrayD<f32>, Error> {
+    let count = tensor.shape().bytes(tensor.dtype()) as usize / size_of::<f32>();
+    let shape = Shape::new(&[count, 1], Layout::ChannelsFirst)?;
+    Tensor::from_buffer(tensor.gpu(), tensor.buffer(), 0, &shape, DType::F32)?.to_array_blocking()
+}
+
 /// Runs a case on both, and compares.
 fn check<T: Stored>(meter: &Meter, set: &Set, case: &Case<T>) -> Result<(), Error> {
-    let [x, ..] = &case.tensors;
-    let statistics = case.statistics()?;
-    let zeros = ndarray::Array1::zeros(statistics.mean.len());
+    let zeros = ndarray::Array1::zeros(case.shape.channels());
     let running = cpu::Statistics::constant(zeros.clone(), zeros + 1.0);
     // Rounded once in 16 bits, on both; in f32 as the docs promise.
     let [of_y, of_gradients] = match T::DTYPE {
@@ -333,24 +379,32 @@ fn check<T: Stored>(meter: &Meter, set: &Set, case: &Case<T>) -> Result<(), Erro
         DType::Bf16 => [1e-2, 1e-2],
     };
     let compare = |what, found: &Tensor, expected: &ArrayD<T>, allowed: f64| {
-        let found = found.to_array_blocking()?;
-        let largest = expected
-            .iter()
-            .fold(1.0, |most: f64, value| most.max(value.to_f64().abs()));
-        for (found, expected) in found.iter().zip(expected) {
-            let (found, expected) = (f64::from(*found), expected.to_f64());
-            let close = (found - expected).abs() <= allowed * largest;
-            assert!(close, "{what} is {found} on the GPU, {expected} on the CPU");
+        let words = words(found)?;
+        let found: &[T] = bytemuck::cast_slice(slice(&words));
+        let expected = slice(expected);
+        let magnitudes = expected.par_iter().map(|value| value.to_f64().abs());
+        let largest = magnitudes.reduce(|| 1.0, f64::max);
+        let parts = found.par_chunks(PART).zip(expected.par_chunks(PART));
+        let far = parts.find_map_first(|(found, expected)| {
+            let mut pairs = found.iter().zip(expected);
+            pairs.find(|(found, expected)| {
+                let close = (found.to_f64() - expected.to_f64()).abs() <= allowed * largest;
+                // What is not a number is not close either.
+                !close
+            })
+        });
+        if let Some((found, expected)) = far {
+            let (found, expected) = (found.to_f64(), expected.to_f64());
+            panic!("{what} is {found} on the GPU, {expected} on the CPU");
         }
         Ok::<(), Error>(())
     };
     set.run(meter, Operation::Inference);
     compare("y of inference", &set.y, &case.normalized(&running)?, of_y)?;
     set.run(meter, Operation::Forward);
-    compare("y", &set.y, &case.normalized(&statistics)?, of_y)?;
+    compare("y", &set.y, &case.normalized(&case.statistics)?, of_y)?;
     set.run(meter, Operation::Backward);
-    let dx = case.gradients(&statistics)?.dx;
-    let dx = dx.unwrap_or_else(|| x.clone());
+    let dx = case.gradients()?.dx.expect("it is wanted");
     compare("dx", &set.dx, &dx, of_gradients)
 }
 
@@ -364,14 +418,18 @@ fn bench<T: Stored>(
 ) -> Result<(), Error> {
     let shape = Shape::new(&dims(nchw, layout), layout)?;
     let tensor_bytes = shape.bytes(T::DTYPE);
+    let mut case = Case::<T>::plain(shape)?;
     for fused in [false, true] {
-        let case = Case::<T>::new(&shape, fused)?;
-        let plan = Plan::new(&meter.gpu, &shape, T::DTYPE, &case.options)?;
-        let first = Set::new(meter, &plan, &case)?;
+        if fused {
+            case.fuse()?;
+        }
+        let plan = Plan::new(&meter.gpu, &case.shape, T::DTYPE, &case.options)?;
+        let first = Set::new(meter, &plan, Inputs::upload(&meter.gpu, &case)?)?;
         check(meter, &first, &case)?;
         let mut sets = vec![first];
         for _ in 1..ROTATED.div_ceil(2 * tensor_bytes).min(SETS_MAX) {
-            sets.push(Set::new(meter, &plan, &case)?);
+            let inputs = sets[0].inputs.copied(&meter.gpu)?;
+            sets.push(Set::new(meter, &plan, inputs)?);
         }
 
         let name = name(nchw, layout, T::DTYPE);
@@ -404,32 +462,34 @@ fn bench<T: Stored>(
         let copy = timed("copy shader", 2 * tensor_bytes, &mut |iterations| {
             meter.time(iterations, |pass, _| next().copy.record_into(pass))
         });
-        let statistics = case.statistics()?;
-        for operation in Operation::ALL {
-            let commands = &sets[0].commands[operation as usize];
-            let bytes = least_bytes(operation, &plan, fused, commands);
-            let id = operation.name().to_owned();
-            let gpu = timed(&format!("{id}/gpu"), bytes, &mut |iterations| {
+        let on_gpu = Operation::ALL.map(|operation| {
+            let bytes = least_bytes(operation, &plan, fused, &sets[0]);
+            let id = format!("{}/gpu", operation.name());
+            timed(&id, bytes, &mut |iterations| {
                 meter.time(iterations, |pass, _| {
                     next().commands[operation as usize].record_into(pass);
                 })
-            });
-            let cpu = timed(&format!("{id}/cpu"), bytes, &mut |iterations| {
+            })
+        });
+        for operation in Operation::ALL {
+            let bytes = least_bytes(operation, &plan, fused, &sets[0]);
+            let id = format!("{}/cpu", operation.name());
+            let cpu = timed(&id, bytes, &mut |iterations| {
                 let start = Instant::now();
                 for _ in 0..iterations {
-                    run_on_cpu(&case, operation, &statistics).expect("the shapes fit");
+                    run_on_cpu(&case, operation).expect("the shapes fit");
                 }
                 start.elapsed()
             });
             // What a filter leaves out has no time.
-            if let (Some(copy), Some(gpu), Some(cpu)) = (copy, gpu, cpu) {
+            if let (Some(copy), Some(gpu), Some(cpu)) = (copy, on_gpu[operation as usize], cpu) {
                 record.push(Row {
                     layout,
                     dtype: T::DTYPE,
                     nchw,
-                    operation: id,
+                    operation: operation.name().to_owned(),
                     fused,
-                    dispatches: commands.dispatches(),
+                    dispatches: sets[0].commands[operation as usize].dispatches(),
                     bytes,
                     copied_bytes: 2 * tensor_bytes,
                     copy_seconds: copy,
@@ -443,20 +503,17 @@ fn bench<T: Stored>(
     Ok(())
 }
 
-fn run_on_cpu<T: Stored>(
-    case: &Case<T>,
-    operation: Operation,
-    statistics: &cpu::Statistics,
-) -> Result<(), Error> {
+fn run_on_cpu<T: Stored>(case: &Case<T>, operation: Operation) -> Result<(), Error> {
     match operation {
         Operation::Inference => {
-            std::hint::black_box(case.normalized(statistics)?);
+            std::hint::black_box(case.normalized(&case.statistics)?);
         }
         Operation::Forward => {
-            std::hint::black_box(case.normalized(&case.statistics()?)?);
+            let statistics = cpu::statistics(&case.x, case.shape.layout())?;
+            std::hint::black_box(case.normalized(&statistics)?);
         }
         Operation::Backward => {
-            std::hint::black_box(case.gradients(statistics)?);
+            std::hint::black_box(case.gradients()?);
         }
     }
     Ok(())
