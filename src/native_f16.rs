@@ -12,7 +12,8 @@ use crate::{Error, Gpu};
 /// WGSL leaves open which way `pack2x16float` rounds (some GPUs round towards 0), and whether
 /// `unpack2x16float` takes numbers below 2⁻¹⁴ for 0. So a device is asked, once, before it first computes
 /// in f16: an instruction is used only if it gives, for all numbers of 16 bits and all that lie halfway
-/// between two, the very bits that integer arithmetic gives. Results are the same either way.
+/// between two, the very bits that integer arithmetic gives. Results are the same either way. A browser is not
+/// asked, since it cannot be waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NativeF16 {
     /// None.

@@ -180,8 +180,8 @@ impl Tuning {
         let lanes = limits
             .max_compute_invocations_per_workgroup
             .min(limits.max_compute_workgroup_size_x)
-            // Statistics keep a count and two vec4 of f32 for each lane.
-            .min(limits.max_compute_workgroup_storage_size / 36);
+            // Statistics keep a count and two vec4 of f32 for each lane, and a vec4 for each column.
+            .min(limits.max_compute_workgroup_storage_size / 52);
         self.lanes = self.lanes.min(power_of_two_up_to(u64::from(lanes)));
         self
     }

@@ -78,6 +78,7 @@ pub struct Plan {
     dtype: DType,
     options: Options,
     tuning: Tuning,
+    native_f16: NativeF16,
     form: Form,
     divisions: Divisions,
     /// `Constants`, then the geometry of every division, each at a multiple of `uniform_stride`.
@@ -161,6 +162,9 @@ struct Given {
 impl Plan {
     /// Plans batch normalization of tensors of `shape`, stored as `dtype`.
     ///
+    /// A device's first plan in f16 submits a small dispatch, and waits for it and what was submitted before:
+    /// see [`NativeF16`].
+    ///
     /// # Errors
     /// [`Error::InvalidParameter`] for options out of range, [`Error::Conflict`] for options that
     /// collide, [`Error::TooLarge`] for a tensor beyond the device's `max_buffer_size` or parameters
@@ -233,6 +237,10 @@ impl Plan {
             shape: shape.clone(),
             dtype,
             options: options.clone(),
+            native_f16: match dtype {
+                DType::F16 => tuning.native_f16.min(gpu.native_f16()),
+                _ => NativeF16::Never,
+            },
             tuning,
             form,
             divisions,
@@ -689,10 +697,7 @@ impl Plan {
     fn plain_choice(&self) -> Choice {
         let in_packs = self.form.packing != Packing::Scalar;
         Choice {
-            native_f16: match self.dtype {
-                DType::F16 => self.tuning.native_f16.min(self.gpu.native_f16()),
-                _ => NativeF16::Never,
-            },
+            native_f16: self.native_f16,
             wide: in_packs && self.tuning.wide_words && self.gpu.wide_words(),
             ..Choice::plain(self.form)
         }
