@@ -26,6 +26,8 @@ fn input_gradient_by(own: Sums, tile: Tile, local: u32) {
             dbeta[column] = own.gradient;
         }
     }
+    // In place, other lanes may write what was read for the sums.
+    storageBarrier();
     workgroupBarrier();
 
     map_tile(tile);

@@ -24,7 +24,7 @@ fn normalize_by(all: Moments, pivot: PerChannel, before: Running, tile: Tile, lo
             write_statistics(tile.column, pivot, all, before);
         }
     }
-    // In place, what follows writes over what was probed for the pivot.
+    // In place, other lanes may write what was read for the statistics.
     storageBarrier();
     workgroupBarrier();
 

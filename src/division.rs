@@ -668,7 +668,7 @@ impl Whole {
         };
         // Pairs of neighbours are those of two channels.
         let in_pairs = form.in_pairs();
-        if in_pairs && (view.channels % 2 == 1 || view.inner == 1) {
+        if in_pairs && (view.channels % 2 == 1 || view.inner == 1 || tuning.lanes == 1) {
             return None;
         }
         let block = Block::new(view, form.packing);

@@ -215,10 +215,18 @@ impl Gpu {
         &self.shared.info
     }
 
-    /// What the device's own conversions of f16 are good for. The first call asks it.
+    /// What the device's own conversions of f16 are good for. The first call asks it, and waits; a device that
+    /// cannot answer now may be asked again.
     pub(crate) fn native_f16(&self) -> NativeF16 {
-        let native_f16 = &self.shared.native_f16;
-        *native_f16.get_or_init(|| native_f16::of_device(self))
+        let known = &self.shared.native_f16;
+        if let Some(found) = known.get() {
+            return *found;
+        }
+        // Nobody waits for somebody else's question: two threads may both ask.
+        match native_f16::of_device(self) {
+            Ok(found) => *known.get_or_init(|| found),
+            Err(_) => NativeF16::Never,
+        }
     }
 
     /// Whether the device was opened with words of 64 bits.

@@ -31,11 +31,13 @@ pub struct Tuning {
     /// are neighbours) whole and reads it twice, the second time from a cache, has at most so many
     /// bytes of a tensor. 0 for never.
     pub whole_bytes: u64,
-    /// Packs that an invocation should at least get in such a dispatch.
+    /// Packs that an invocation should at least get in a forward pass of one dispatch; a backward pass, which
+    /// loads two tensors, has half as many for each of twice the lanes.
     pub whole_packs_min: u32,
-    /// For so many bytes it should have so many workgroups at least, to fill the device …
+    /// How many workgroups such a dispatch should have, to fill the device.
     pub whole_workgroups: u32,
-    /// … and with fewer at most so many bytes.
+    /// With fewer workgroups than that, a workgroup has at most so many bytes of a tensor, if that is less
+    /// than [`Tuning::whole_bytes`].
     pub whole_bytes_of_few: u64,
     /// Where a channel has at most so many partial results for each invocation that shares it in an
     /// element-wise kernel, that kernel merges them, in each of its workgroups, and a training pass takes two

@@ -66,7 +66,7 @@ const BINDINGS: [&str; 22] = [
     "dgamma",
     "dbeta",
     "coefficient_rows",
-    "differences",
+    "agreements",
 ];
 
 /// Those of `shaders/optimizer.wgsl`.

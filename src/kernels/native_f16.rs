@@ -13,10 +13,10 @@ pub(crate) const COMPARE: EntryPoint = EntryPoint {
             piece!("native_f16"),
         ]
     },
-    bindings: |_| vec!["differences"],
-    writes: &["differences"],
-    constants: |variant| vec![("LANES", f64::from(variant.lanes_y))],
+    bindings: |_| vec!["agreements"],
+    writes: &["agreements"],
+    constants: |variant| vec![("LANES", f64::from(variant.lanes_x))],
 };
 
-/// The numbers that it goes through.
-pub(crate) const NUMBERS: u64 = 1 << 16;
+/// The numbers that it goes through, and counts.
+pub(crate) const NUMBERS: u32 = 1 << 16;

@@ -237,8 +237,8 @@ impl Plan {
             shape: shape.clone(),
             dtype,
             options: options.clone(),
-            native_f16: match dtype {
-                DType::F16 => tuning.native_f16.min(gpu.native_f16()),
+            native_f16: match (dtype, tuning.native_f16) {
+                (DType::F16, wanted) if wanted != NativeF16::Never => wanted.min(gpu.native_f16()),
                 _ => NativeF16::Never,
             },
             tuning,
@@ -264,8 +264,8 @@ impl Plan {
         statistics::SAVED_ROWS * channel_bytes(&self.shape)
     }
 
-    /// The size of the `mask` range, in bytes: one bit for each value, and some to fill up words (up to
-    /// half as many more, and more for batches of less than 32 samples or tensors of a few thousand values).
+    /// The size of the `mask` range, in bytes: one bit for each value, and some to fill up words (a
+    /// quarter where channels have tens of thousands of values, up to three times as many where they have few).
     /// Words that hold no value's bit are not written.
     pub fn mask_bytes(&self) -> u64 {
         self.divisions.mask_words * 4
@@ -343,21 +343,21 @@ impl Plan {
         let merge = self.forward_step(&statistics::MERGE, Over::Merge);
         let fixed = self.forward_step(&statistics::FIXED, Over::Merge);
         let normalize = self.forward_step(&normalize::MAIN, Over::Map);
-        match frozen {
+        if frozen && self.shape.is_empty() {
             // Also an empty batch leaves its statistics.
-            true if self.shape.is_empty() => self.dispatches(&operands, &choice, &[fixed]),
-            true => self.commands(&operands, &choice, &[fixed, normalize]),
-            false => match self.whole(&choice, &forward::WHOLE, 0) {
-                Some(whole) => self.commands(&operands, &choice, &[whole]),
-                None => {
-                    let from_partials = self.forward_step(&forward::FROM_PARTIALS, Over::Map);
-                    match self.may_go_from_partials(&choice, &forward::FROM_PARTIALS) {
-                        true => self.commands(&operands, &choice, &[partial, from_partials]),
-                        false => self.commands(&operands, &choice, &[partial, merge, normalize]),
-                    }
-                }
-            },
+            return self.dispatches(&operands, &choice, &[fixed]);
         }
+        if frozen {
+            return self.commands(&operands, &choice, &[fixed, normalize]);
+        }
+        if let Some(whole) = self.whole(&choice, &forward::WHOLE, 0) {
+            return self.commands(&operands, &choice, &[whole]);
+        }
+        if self.may_go_from_partials(&choice, &forward::FROM_PARTIALS) {
+            let from_partials = self.forward_step(&forward::FROM_PARTIALS, Over::Map);
+            return self.commands(&operands, &choice, &[partial, from_partials]);
+        }
+        self.commands(&operands, &choice, &[partial, merge, normalize])
     }
 
     /// Binds inference:
@@ -631,16 +631,19 @@ impl Plan {
             return None;
         }
         let step = self.forward_step(entry, Over::Whole(whole, pass));
-        let limit = self.gpu.limits().max_storage_buffers_per_shader_stage;
-        let may = !choice.some_valid && entry.storage_buffers(choice) <= limit as usize;
-        may.then_some(step)
+        (!choice.some_valid && self.binds(choice, entry)).then_some(step)
     }
 
     /// Whether an element-wise kernel may merge the partial results too: where these are few, and the device
     /// binds so many buffers.
     fn may_go_from_partials(&self, choice: &Choice, entry: &'static EntryPoint) -> bool {
+        self.divisions.few_partials && self.binds(choice, entry)
+    }
+
+    /// Whether the device binds as many buffers as a kernel has.
+    fn binds(&self, choice: &Choice, entry: &'static EntryPoint) -> bool {
         let limit = self.gpu.limits().max_storage_buffers_per_shader_stage;
-        self.divisions.few_partials && entry.storage_buffers(choice) <= limit as usize
+        entry.storage_buffers(choice) <= limit as usize
     }
 
     /// Fails where training is not defined. How many positions are valid only the GPU knows.
@@ -695,10 +698,8 @@ impl Plan {
 
     /// The plainest kernels for the plan's tensors.
     fn plain_choice(&self) -> Choice {
-        let in_packs = self.form.packing != Packing::Scalar;
         Choice {
             native_f16: self.native_f16,
-            wide: in_packs && self.tuning.wide_words && self.gpu.wide_words(),
             ..Choice::plain(self.form)
         }
     }
@@ -747,8 +748,10 @@ impl Plan {
                 Over::Whole(whole, _) => whole.form,
                 _ => choice.form.of_reductions(),
             };
+            let in_packs = form.packing != Packing::Scalar;
             let choice = Choice {
                 form,
+                wide: in_packs && self.tuning.wide_words && self.gpu.wide_words(),
                 shared: shares(operands, choice, step),
                 ..*choice
             };

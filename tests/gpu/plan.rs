@@ -31,9 +31,9 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
             },
         ),
         adapter.trial("a plan gives what the layer gives, in every mode", |gpu| {
-            for (dims, layout) in SHAPES {
+            for (index, (dims, layout)) in SHAPES.iter().enumerate() {
                 for (number, mode) in modes().into_iter().enumerate() {
-                    let tuning = tunings()[number % 5].clone();
+                    let tuning = tunings()[(number + index) % 5].clone();
                     let said = format!("{layout:?} {dims:?} {mode:?}");
                     in_mode(gpu, &Shape::new(dims, *layout)?, mode, &tuning, 40)
                         .map_err(|error| format!("{said}: {error}"))?;
@@ -651,9 +651,10 @@ fn dispatches(gpu: &Gpu) -> Outcome {
 /// Every operation out of one buffer gives what it gives out of a buffer for each range, bit for
 /// bit, in as many dispatches, also in place.
 fn one_buffer(gpu: &Gpu) -> Outcome {
-    for (dims, layout) in [SHAPES[0], SHAPES[3], SHAPES[8]] {
+    for index in [0, 3, 8] {
+        let (dims, layout) = SHAPES[index];
         for (number, mode) in modes().into_iter().enumerate() {
-            let tuning = tunings()[number % 5].clone();
+            let tuning = tunings()[(number + index) % 5].clone();
             let said = format!("{layout:?} {dims:?} {mode:?}");
             let (dtype, options, residual, valid) = mode;
             let options = options.tuning(tuning);

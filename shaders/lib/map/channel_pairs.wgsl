@@ -32,7 +32,7 @@ fn map_tile(tile: Tile) {
     let first_word = (geometry.first_address + column * geometry.plane) / 2u;
     for (var number = tile.lane * LANES_X + (tile.column & 1u); number < words; number += 2u * LANES) {
         // Two words are under way together.
-        let other = min(number + LANES, words - 1u);
+        let other = select(number, number + LANES, number + LANES < words);
         let sample_0 = number / geometry.plane;
         let sample_1 = other / geometry.plane;
         let place_0 = number - sample_0 * geometry.plane;
