@@ -1,6 +1,6 @@
 //! Properties that hold for every shape, layout, offset of the data and division of the work.
 //!
-//! 1,500 random cases a run; `WGPU_BATCHNORM_CASES` asks for another number. A case that fails is
+//! 1,000 random cases a run; `WGPU_BATCHNORM_CASES` asks for another number. A case that fails is
 //! made as small as it can be before it is shown.
 
 use libtest_mimic::Trial;
@@ -36,7 +36,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
 pub fn cases() -> Result<u32, std::num::ParseIntError> {
     match std::env::var("WGPU_BATCHNORM_CASES") {
         Ok(number) => number.parse(),
-        Err(_) => Ok(1500),
+        Err(_) => Ok(1000),
     }
 }
 
