@@ -123,7 +123,16 @@ fn tunings(chosen: Tuning) -> Vec<(String, Tuning)> {
         });
     }
     push("three dispatches".to_owned(), &|tuning| {
-        tuning.whole_bytes = 0
+        tuning.whole_bytes = 0;
+        tuning.map_partials_max = 0;
+    });
+    for bytes in [0, 32 << 10, 512 << 10] {
+        push(format!("whole_bytes {bytes}"), &|tuning| {
+            tuning.whole_bytes = bytes
+        });
+    }
+    push("whole_bytes_of_few as whole_bytes".to_owned(), &|tuning| {
+        tuning.whole_bytes_of_few = tuning.whole_bytes
     });
     for packs in [4, 8, 16, 32] {
         push(format!("whole_packs_min {packs}"), &|tuning| {
