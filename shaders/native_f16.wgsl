@@ -37,7 +37,7 @@ fn are_written_alike(bits: u32) -> bool {
         && is_written_alike(bitcast<f32>(bits + 1u));
 }
 
-/// Which number that is none comes of one that is none, be another's affair.
+/// Whether what is not a number stays so. Which it becomes is left to the device.
 fn stays_no_number(bits: u32) -> bool {
     return (pack2x16float(vec2<f32>(bitcast<f32>(bits))) & 0x7fffu) > INFINITY;
 }

@@ -718,7 +718,7 @@ impl Division {
         limits: &wgpu::Limits,
     ) -> Self {
         let wanted = match form.packing {
-            Packing::Mixed => MIXED_PACKS.max(tuning.map_packs.into()),
+            Packing::Mixed => least_packs(form).max(tuning.map_packs.into()),
             _ => tuning.map_packs.into(),
         };
         let most = rows(block, lanes.1, tuning.rows_max);
@@ -843,35 +843,28 @@ impl Division {
     }
 }
 
-/// Packs of a column that a lane should have at least where they mix channels, against some twenty loads for
-/// what belongs to these.
-const MIXED_PACKS: u64 = 16;
+/// Packs of a column that a lane should have at least.
+fn least_packs(form: Form) -> u64 {
+    match form.packing {
+        // Against some twenty loads for what belongs to its channels.
+        Packing::Mixed => 16,
+        // The loads of four are under way at once.
+        _ => 4,
+    }
+}
 
 /// A workgroup's shape: lanes across columns, lanes that share a column.
 fn lanes(block: Block, form: Form, tuning: &Tuning) -> (u64, u64) {
-    // No more lanes on a column than leave each a group of four packs, or more than that.
-    let packs = match form.packing {
-        Packing::Mixed => MIXED_PACKS,
-        _ => 4,
-    };
-    let shared = block.length().div_ceil(packs).next_power_of_two();
-    shared_lanes(block, form, shared, tuning)
+    let shared = block.length().div_ceil(least_packs(form));
+    shared_lanes(block, form, shared.next_power_of_two(), tuning)
 }
 
 /// The same where lanes write words of a mask: no more on a column than leave each four packs and eight values,
 /// so that a mask has at most four bits for each value, and hardly more than one where lanes have many.
 fn word_lanes(block: Block, form: Form, tuning: &Tuning) -> (u64, u64) {
-    let packs = match form.packing {
-        Packing::Mixed => MIXED_PACKS,
-        Packing::Scalar => 8,
-        _ => 4,
-    };
-    shared_lanes(
-        block,
-        form,
-        power_of_two_up_to(block.length() / packs).into(),
-        tuning,
-    )
+    let packs = least_packs(form).max(8 / form.packing.values());
+    let shared = power_of_two_up_to(block.length() / packs);
+    shared_lanes(block, form, shared.into(), tuning)
 }
 
 /// The workgroup's shape of an element-wise kernel over columns, which may write a mask.
