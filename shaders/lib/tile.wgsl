@@ -101,23 +101,40 @@ struct Place {
     last: bool,
 }
 
+/// What leads from a pack to the next: as in `Geometry`.
+struct Steps {
+    plane: u32,
+    in_plane: u32,
+    in_tensor: u32,
+    next_plane: u32,
+}
+
 /// A walk over the packs of one lane.
 struct Walk {
     address: u32,
     place_in_plane: u32,
     number: u32,
     remaining: u32,
+    /// Loaded once: a software adapter loads what is uniform lane by lane, each time.
+    steps: Steps,
 }
 
 fn walk(tile: Tile) -> Walk {
+    let steps = Steps(
+        geometry.plane,
+        geometry.step_in_plane,
+        geometry.step_in_tensor,
+        geometry.next_plane,
+    );
+    let nowhere = Walk(0u, 0u, 0u, 0u, steps);
     if !tile.live {
-        return Walk();
+        return nowhere;
     }
     let split_start = tile.split * geometry.split_length;
     let split_end = split_start + min(geometry.split_length, geometry.length - split_start);
     let start = split_start + tile.lane;
     if start >= split_end {
-        return Walk();
+        return nowhere;
     }
     let outer = start / geometry.plane;
     let place = start - outer * geometry.plane;
@@ -127,6 +144,7 @@ fn walk(tile: Tile) -> Walk {
         place,
         geometry.first_number + start,
         (split_end - start + LANES_Y - 1u) / LANES_Y,
+        steps,
     );
 }
 
@@ -134,13 +152,16 @@ fn walk(tile: Tile) -> Walk {
 fn next(walk: ptr<function, Walk>) -> Place {
     let now = *walk;
     let place = Place(now.address, now.place_in_plane, now.number, now.remaining == 1u);
-    var next_address = now.address + geometry.step_in_tensor;
-    var next_place = now.place_in_plane + geometry.step_in_plane;
-    if next_place >= geometry.plane {
-        next_place -= geometry.plane;
-        next_address += geometry.next_plane;
-    }
-    *walk = Walk(next_address, next_place, now.number + LANES_Y, now.remaining - 1u);
+    let next_address = now.address + now.steps.in_tensor;
+    let next_place = now.place_in_plane + now.steps.in_plane;
+    let is_past = next_place >= now.steps.plane;
+    *walk = Walk(
+        next_address + select(0u, now.steps.next_plane, is_past),
+        next_place - select(0u, now.steps.plane, is_past),
+        now.number + LANES_Y,
+        now.remaining - 1u,
+        now.steps,
+    );
     return place;
 }
 

@@ -59,7 +59,9 @@ pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
 
 fn storage(choice: &Choice) -> Vec<Piece> {
     let mut pieces = match choice.form.dtype {
-        DType::F32 if choice.wide => return vec![piece!("lib/storage/f32_wide")],
+        DType::F32 if choice.wide => {
+            return vec![piece!("lib/wide_word"), piece!("lib/storage/f32_wide")];
+        }
         DType::F32 => return vec![piece!("lib/storage/f32")],
         DType::F16 => vec![
             match choice.native_f16 {
@@ -73,10 +75,10 @@ fn storage(choice: &Choice) -> Vec<Piece> {
         ],
         DType::Bf16 => vec![piece!("lib/storage/bf16")],
     };
-    pieces.push(match choice.form.in_pairs() {
-        true => piece!("lib/storage/half"),
-        false if choice.wide => piece!("lib/storage/halves_wide"),
-        false => piece!("lib/storage/halves"),
+    pieces.extend(match choice.form.in_pairs() {
+        true => vec![piece!("lib/storage/half")],
+        false if choice.wide => vec![piece!("lib/wide_word"), piece!("lib/storage/halves_wide")],
+        false => vec![piece!("lib/storage/halves")],
     });
     pieces
 }

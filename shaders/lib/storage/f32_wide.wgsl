@@ -7,8 +7,8 @@ fn values_of(word: u64) -> vec2<f32> {
     return vec2<f32>(bitcast<f32>(u32(word)), bitcast<f32>(u32(word >> 32u)));
 }
 
-fn word_with(low: f32, high: f32) -> u64 {
-    return u64(bitcast<u32>(low)) | (u64(bitcast<u32>(high)) << 32u);
+fn word_of_values(values: vec2<f32>) -> u64 {
+    return wide_word(bitcast<u32>(values.x), bitcast<u32>(values.y));
 }
 
 fn unpacked(stored: Stored, address: u32) -> Pack {
@@ -17,5 +17,5 @@ fn unpacked(stored: Stored, address: u32) -> Pack {
 
 /// What is stored for a pack; `next` is the pack behind it, where two share a word.
 fn packed(pack: Pack, next: Pack) -> Stored {
-    return vec2<u64>(word_with(pack.x, pack.y), word_with(pack.z, pack.w));
+    return vec2<u64>(word_of_values(pack.xy), word_of_values(pack.zw));
 }

@@ -10,5 +10,5 @@ fn unpacked(stored: Stored, address: u32) -> Pack {
 
 /// What is stored for a pack; `next` is the pack behind it, where two share a word.
 fn packed(pack: Pack, next: Pack) -> Stored {
-    return u64(halves_of(pack.xy)) | (u64(halves_of(pack.zw)) << 32u);
+    return wide_word(halves_of(pack.xy), halves_of(pack.zw));
 }
