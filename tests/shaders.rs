@@ -36,6 +36,7 @@ fn main() {
         "[naga] defines each function once",
         naga_defines_once,
     ));
+    trials.push(trial("mutants break text that is there", mutants_are_there));
     for target in TARGETS {
         let name = format!("[naga] {}", target.name);
         trials.push(trial(name, move || naga_accepts(&target)));
@@ -76,6 +77,25 @@ fn for_naga() -> Result<impl Iterator<Item = ShaderText>, Failure> {
 /// Whether inputs are declared like outputs, for a buffer that is read and written.
 fn is_shared(text: &ShaderText) -> bool {
     text.name.split('.').any(|word| word == "shared")
+}
+
+/// Every line of `tests/mutants.txt` finds what it replaces.
+fn mutants_are_there() -> Outcome {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mutants = fs::read_to_string(root.join("tests/mutants.txt"))?;
+    for line in mutants.lines() {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let [file, from, _] = line.splitn(3, '|').collect::<Vec<_>>()[..] else {
+            return Err(format!("not file | text | replacement: {line}").into());
+        };
+        let shader = fs::read_to_string(root.join(format!("shaders/{}.wgsl", file.trim())))?;
+        if !shader.contains(&from.trim_matches(' ').replace("\\n", "\n")) {
+            return Err(format!("the text is not there: {line}").into());
+        }
+    }
+    Ok(())
 }
 
 /// naga writes a function that helps two others twice, in some cases, which no compiler takes.
