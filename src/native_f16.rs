@@ -87,4 +87,17 @@ mod tests {
             assert_eq!(found[0], found[1]);
         }
     }
+
+    /// A device that is lost has no instructions that could be relied on.
+    #[test]
+    fn lost_devices_do_not_answer() {
+        for adapter in Gpu::adapters_blocking() {
+            let Ok(gpu) = Gpu::from_adapter_blocking(&adapter) else {
+                continue;
+            };
+            gpu.device().destroy();
+            assert_eq!(agreements(&gpu), Err(Error::DeviceLost));
+            assert_eq!(gpu.native_f16(), NativeF16::Never);
+        }
+    }
 }
