@@ -99,11 +99,6 @@ fn tunings(chosen: Tuning) -> Vec<(String, Tuning)> {
             tuning.bytes_across = bytes
         });
     }
-    for bytes in [0, 64, 128, 256, 4096] {
-        push(format!("map_row_bytes {bytes}"), &|tuning| {
-            tuning.map_row_bytes = bytes
-        });
-    }
     for rows in [128, 256, 512, 1024, u32::MAX] {
         push(format!("rows_max {rows}"), &|tuning| tuning.rows_max = rows);
     }

@@ -869,17 +869,9 @@ fn word_lanes(block: Block, form: Form, tuning: &Tuning) -> (u64, u64) {
 
 /// The workgroup's shape of an element-wise kernel over columns, which may write a mask.
 fn map_lanes(block: Block, form: Form, masked: bool, tuning: &Tuning) -> (u64, u64) {
-    let all_across = u64::from(tuning.lanes) * lane_bytes(form);
-    let tuning = Tuning {
-        bytes_across: match all_across <= tuning.map_row_bytes.into() {
-            true => all_across as u32,
-            false => tuning.bytes_across,
-        },
-        ..tuning.clone()
-    };
     match masked {
-        true => word_lanes(block, form, &tuning),
-        false => lanes(block, form, &tuning),
+        true => word_lanes(block, form, tuning),
+        false => lanes(block, form, tuning),
     }
 }
 
@@ -900,12 +892,7 @@ fn shared_lanes(block: Block, form: Form, shared: u64, tuning: &Tuning) -> (u64,
 /// Lanes side by side on columns that are neighbours in memory: as many for packs of one value as for packs of
 /// four.
 fn lanes_across(form: Form, tuning: &Tuning) -> u64 {
-    (u64::from(tuning.bytes_across) / lane_bytes(form)).max(1)
-}
-
-/// What a lane adds to `Tuning::bytes_across`.
-fn lane_bytes(form: Form) -> u64 {
-    4 * form.dtype.size() as u64
+    (u64::from(tuning.bytes_across) / (4 * form.dtype.size() as u64)).max(1)
 }
 
 /// Packs for each lane, so that a workgroup has at most so many rows of columns that are neighbours in
@@ -968,7 +955,6 @@ mod tests {
         let mut narrow = Tuning::gpu();
         narrow.lanes = 16;
         narrow.bytes_across = 64;
-        narrow.map_row_bytes = 128;
         narrow.rows_max = 5;
         narrow.mixed_rows_min = 1;
         narrow.reduction_packs_min = 1;
@@ -1387,39 +1373,6 @@ mod tests {
                 let map = Divisions::new(view, form, false, &tuning, &limits).maps[0];
                 let lanes = map.launch.lanes_y;
                 assert_eq!(map.geometry.split_length, lanes * expected, "{form:?}");
-            }
-        }
-    }
-
-    /// Lanes of a map go across more channels than those of a reduction, if all of them go across.
-    #[test]
-    fn lanes_of_maps_go_across_rows_of_a_line() {
-        let limits = wgpu::Limits::default();
-        let mut tuning = Tuning::gpu();
-        (tuning.lanes, tuning.bytes_across) = (8, 16);
-        let cases = [
-            (DType::F32, 127, 1, 1),
-            (DType::F32, 128, 1, 8),
-            (DType::F16, 63, 2, 2),
-            (DType::F16, 64, 2, 8),
-        ];
-        for (dtype, row_bytes, in_reductions, in_maps) in cases {
-            tuning.map_row_bytes = row_bytes;
-            for masked in [false, true] {
-                let view = View {
-                    outer: 4096,
-                    channels: 64,
-                    inner: 1,
-                };
-                let form = Form::of(view, dtype, false, &tuning, &limits);
-                let divisions = Divisions::new(view, form, masked, &tuning, &limits);
-                let reduction = divisions.reductions[0].launch;
-                let map = divisions.maps[0].launch;
-                assert_eq!((reduction.lanes_x, map.lanes_x), (in_reductions, in_maps));
-                assert_eq!(
-                    (reduction.lanes_y, map.lanes_y),
-                    (8 / in_reductions, 8 / in_maps)
-                );
             }
         }
     }

@@ -15,12 +15,8 @@ pub struct Tuning {
     /// across so many bytes of packs of four, and as many lanes for packs of one; one lane at least. Where
     /// a channel has too few values to fill a workgroup, more go across, up to 64, in any layout.
     pub bytes_across: u32,
-    /// In an element-wise kernel, all lanes go side by side there if that takes no more than so many bytes,
-    /// counted alike. 0 for never.
-    pub map_row_bytes: u32,
-    /// Where channels are neighbours, a workgroup takes at most so many rows, each lane one at least: a line
-    /// of memory that is wider than what its lanes go across is read by several workgroups, and should still be
-    /// in a cache for the last.
+    /// There, a workgroup takes at most so many rows, each lane one at least: a line of memory that is
+    /// wider than `bytes_across` is read by several workgroups, and should still be in a cache for the last.
     pub rows_max: u32,
     /// Workgroups that a reduction is split into, where it is large enough.
     pub reduction_workgroups: u32,
@@ -68,8 +64,6 @@ impl Tuning {
             lanes: 256,
             // 32 lanes with packs of 16 bytes; 8 lanes are left for the rows.
             bytes_across: 512,
-            // As in reductions.
-            map_row_bytes: 0,
             // No line is shared.
             rows_max: u32::MAX,
             // Four workgroups for each of 128 multiprocessors: enough loads under way, and half the partial
@@ -109,9 +103,6 @@ impl Tuning {
             // Lanes in rows of their own: memory is waited for in all of them at once. Two packs of
             // 16 bits, for fewer visits to a line.
             bytes_across: 16,
-            // A line, which all lanes read together, and then that of the next row. Parts of two lines, or
-            // two, took longer than a row for each lane.
-            map_row_bytes: 64,
             // Lines of 64 bytes: 32 KiB for each tensor.
             rows_max: 512,
             // A few for each core, for balance.

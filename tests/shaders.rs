@@ -6,7 +6,7 @@
 //! two files of `shaders/lib`, two values of override constants, or one of each. So every file comes
 //! in every packing, in every storage type, and with every activation.
 //!
-//! No GPU is needed, but the tools are, and each test has its tool in its name: naga, which is
+//! No GPU is needed, but the tools are, and each test of a language has its tool in its name: naga, which is
 //! built in, `spirv-val` and `glslangValidator` (in Debian: spirv-tools, glslang-tools), and `tint`
 //! (of Dawn). Where a tool is not on the PATH, its tests show as ignored.
 //!

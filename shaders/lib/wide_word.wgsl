@@ -2,9 +2,8 @@
 
 /// The word with these halves.
 ///
-/// The maximum is the word itself. lavapipe's compiler takes what is only put together of other words apart
-/// again where one lane after the other stores it, with all of the arithmetic; through a maximum it does
-/// not see.
+/// The maximum is the word itself. Without it, lavapipe's compiler puts the word together, and repeats arithmetic
+/// that leads to it, in the loop in which one lane after the other stores.
 fn wide_word(low: u32, high: u32) -> u64 {
     let upper = u64(high);
     return max(u64(low) | (upper << 32u), upper);

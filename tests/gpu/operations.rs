@@ -73,8 +73,6 @@ pub fn many_splits(wide_words: bool) -> Tuning {
     let mut tuning = Tuning::gpu();
     tuning.lanes = 32;
     tuning.bytes_across = 64;
-    // Of all lanes, in 16 bits.
-    tuning.map_row_bytes = 256;
     tuning.rows_max = 11;
     tuning.mixed_rows_min = 1;
     tuning.reduction_workgroups = 4096;
