@@ -5,11 +5,9 @@
 // out  agreements  [2], counted up: the numbers of 16 bits that are read alike, and those at which and next
 //                  to which all is written alike
 //
-// An invocation for each number of 16 bits.
+// An invocation for each number of 16 bits: lib/flat.
 
 @group(0) @binding(21) var<storage, read_write> agreements: array<atomic<u32>, 2>;
-
-override LANES: u32 = 1u;
 
 /// Infinity, as f16. What is beyond it is not a number.
 const INFINITY: u32 = 0x7c00u;
@@ -68,7 +66,7 @@ fn compare(
     @builtin(num_workgroups) grid: vec3<u32>,
     @builtin(local_invocation_index) local: u32,
 ) {
-    let half = (workgroup.y * grid.x + workgroup.x) * LANES + local;
+    let half = flat_index(workgroup, grid, local);
     if half > 0xffffu {
         return;
     }

@@ -5,9 +5,7 @@
 //         state      [slots, length], zero before the first step; what a slot holds is said at
 //                    each entry point
 //
-// One invocation per value. Twin on the CPU: src/cpu/optimizer.rs.
-
-override LANES: u32 = 64u;
+// One invocation per value: lib/flat. Twin on the CPU: src/cpu/optimizer.rs.
 
 /// Each algorithm reads what is named for it.
 struct Settings {
@@ -36,10 +34,6 @@ struct Settings {
 @group(0) @binding(1) var<storage, read> gradient: array<f32>;
 @group(0) @binding(2) var<storage, read_write> parameter: array<f32>;
 @group(0) @binding(3) var<storage, read_write> state: array<f32>;
-
-fn flat_index(workgroup: vec3<u32>, grid: vec3<u32>, local: u32) -> u32 {
-    return (workgroup.y * grid.x + workgroup.x) * LANES + local;
-}
 
 fn decayed_gradient(i: u32) -> f32 {
     return gradient[i] + settings.weight_decay * parameter[i];

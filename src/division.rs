@@ -395,7 +395,7 @@ impl Launch {
         })
     }
 
-    /// One invocation for each of `length` values.
+    /// One invocation for each of `length` values: see `shaders/lib/flat.wgsl`.
     pub(crate) fn flat(length: u64, limits: &wgpu::Limits) -> Self {
         let lanes = Tuning::gpu().within(limits).lanes.min(64);
         Self {

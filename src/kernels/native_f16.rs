@@ -10,6 +10,7 @@ pub(crate) const COMPARE: EntryPoint = EntryPoint {
         vec![
             piece!("lib/storage/f16_read"),
             piece!("lib/storage/f16_round"),
+            piece!("lib/flat"),
             piece!("native_f16"),
         ]
     },

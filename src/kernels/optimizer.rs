@@ -6,7 +6,7 @@ use super::{Choice, EntryPoint, Piece, Variant, piece};
 const WRITES: &[&str] = &["parameter", "state"];
 
 fn pieces(_: &Choice) -> Vec<Piece> {
-    vec![piece!("optimizer")]
+    vec![piece!("lib/flat"), piece!("optimizer")]
 }
 
 fn bindings(_: &Choice) -> Vec<&'static str> {
