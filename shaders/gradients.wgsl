@@ -70,17 +70,24 @@ fn shift_of(column: u32) -> PerChannel {
     return beta[column];
 }
 
+/// What the terms need of a channel.
+struct Channel {
+    pivot: PerChannel,
+    remainder: PerChannel,
+    cut: Cut,
+}
+
 /// A gradient, and its product with x - mean.
 struct Term {
     gradient: Pack,
     product: Pack,
 }
 
-fn term_at(at: Place, pivot: PerChannel, remainder: PerChannel, cut: Cut) -> Term {
-    let off = from_mean(x_at(at.address), pivot, remainder);
-    read_cut(at, cut);
+fn term_at(at: Place, channel: Channel) -> Term {
+    let off = from_mean(x_at(at), channel.pivot, channel.remainder);
+    read_cut(at, channel.cut);
     // What belongs to other columns says nothing.
-    let before = gradient_before(dy_at(at.address), off, at, cut);
+    let before = gradient_before(dy_at(at), off, at, channel.cut);
     let gradient = select(Pack(), before, own_at(at));
     if PRODUCTS {
         // Padding with a gradient of 0 says nothing, whatever x holds there.
@@ -100,33 +107,33 @@ fn counted_term(term: Term, counts: bool) -> Term {
 
 /// The sums over what falls to one lane.
 fn sums_of(tile: Tile) -> Sums {
-    let pivot = saved[tile.column];
-    let remainder = saved[tile.column + geometry.all_columns];
-    let cut = cut_of(tile.column);
+    let channel = Channel(
+        saved[tile.column],
+        saved[tile.column + geometry.all_columns],
+        cut_of(tile.column),
+    );
 
     // In blocks of four packs.
     var own = Sums();
     var walk = walk(tile);
     while walk.remaining >= 4u {
-        let at_a = next(&walk);
-        let at_b = next(&walk);
-        let at_c = next(&walk);
-        let at_d = next(&walk);
-        let a = term_at(at_a, pivot, remainder, cut);
-        let b = term_at(at_b, pivot, remainder, cut);
-        let c = term_at(at_c, pivot, remainder, cut);
-        let d = term_at(at_d, pivot, remainder, cut);
+        let at = next_two(true, &walk);
+        let at_behind = next_two(true, &walk);
+        let a = term_at(at.first, channel);
+        let b = term_at(at.second, channel);
+        let c = term_at(at_behind.first, channel);
+        let d = term_at(at_behind.second, channel);
         own.gradient += fold((a.gradient + b.gradient) + (c.gradient + d.gradient));
         own.product += fold((a.product + b.product) + (c.product + d.product));
     }
     let rest = walk.remaining;
     if rest > 0u {
-        let at_a = next(&walk);
-        let at_b = next_if(rest > 1u, at_a, &walk);
-        let at_c = next_if(rest > 2u, at_a, &walk);
-        let a = term_at(at_a, pivot, remainder, cut);
-        let b = counted_term(term_at(at_b, pivot, remainder, cut), rest > 1u);
-        let c = counted_term(term_at(at_c, pivot, remainder, cut), rest > 2u);
+        let at = next_two(rest > 1u, &walk);
+        let is_third = rest > 2u && TWINS == 1u;
+        let at_c = next_if(is_third, at.second, &walk);
+        let a = term_at(at.first, channel);
+        let b = counted_term(term_at(at.second, channel), rest > 1u);
+        let c = counted_term(term_at(at_c, channel), is_third);
         own.gradient += fold((a.gradient + b.gradient) + c.gradient);
         own.product += fold((a.product + b.product) + c.product);
     }

@@ -31,7 +31,8 @@ struct Coefficients {
     cut: Cut,
 }
 
-struct Gradients {
+/// What becomes of a pack.
+struct Result {
     x: Pack,
     residual: Pack,
 }
@@ -40,17 +41,17 @@ fn begin(at: Place, c: Coefficients) {
     read_cut(at, c.cut);
 }
 
-fn result_at(at: Place, c: Coefficients) -> Gradients {
-    let off = from_mean(x_at(at.address), c.pivot, c.remainder);
-    let gradient = gradient_before(dy_at(at.address), off, at, c.cut);
+fn result_at(at: Place, c: Coefficients) -> Result {
+    let off = from_mean(x_at(at), c.pivot, c.remainder);
+    let gradient = gradient_before(dy_at(at), off, at, c.cut);
     var of_x = gradient;
     if BATCH_STATISTICS {
         of_x = select(gradient, (gradient - c.mean) - off * c.slope, valid_at(at));
     }
-    return Gradients(of_x * c.scale, gradient);
+    return Result(of_x * c.scale, gradient);
 }
 
-fn put(index: u32, result: Gradients, next: Gradients) {
+fn put(index: u32, result: Result, next: Result) {
     put_residual_gradient(index, result.residual, next.residual);
     dx[index] = packed(result.x, next.x);
 }

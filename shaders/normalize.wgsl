@@ -14,6 +14,9 @@
 
 @group(0) @binding(3) var<storage, read_write> y: array<Stored>;
 
+/// What becomes of a pack.
+alias Result = Pack;
+
 struct Centre {
     /// mean = pivot + remainder
     pivot: PerChannel,
@@ -36,14 +39,14 @@ fn coefficients(column: u32) -> Coefficients {
 fn begin(at: Place, c: Coefficients) {
 }
 
-fn result_at(at: Place, c: Coefficients) -> Pack {
-    let off = from_mean(x_at(at.address), c.centre.pivot, c.centre.remainder);
+fn result_at(at: Place, c: Coefficients) -> Result {
+    let off = from_mean(x_at(at), c.centre.pivot, c.centre.remainder);
     let z = with_residual(normalized(off, c.scale, c.shift), at);
     keep(z, at);
     return activated(z);
 }
 
-fn put(index: u32, result: Pack, next: Pack) {
+fn put(index: u32, result: Result, next: Result) {
     y[index] = packed(result, next);
 }
 

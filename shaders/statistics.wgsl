@@ -89,7 +89,7 @@ struct Loaded {
 }
 
 fn loaded(at: Place, counts: bool) -> Loaded {
-    return Loaded(x_at(at.address), valid_at(at) & Flags(counts));
+    return Loaded(x_at(at), valid_at(at) & Flags(counts));
 }
 
 /// The moments of four packs, from the pivot.
@@ -110,10 +110,12 @@ fn moments_of_block(a: Loaded, b: Loaded, c: Loaded, d: Loaded, pivot: PerChanne
 
 /// The moments of the walk's next four packs.
 fn next_block(walk: ptr<function, Walk>, pivot: PerChannel) -> Moments {
-    let a = loaded(next(walk), true);
-    let b = loaded(next(walk), true);
-    let c = loaded(next(walk), true);
-    let d = loaded(next(walk), true);
+    let at = next_two(true, walk);
+    let at_behind = next_two(true, walk);
+    let a = loaded(at.first, true);
+    let b = loaded(at.second, true);
+    let c = loaded(at_behind.first, true);
+    let d = loaded(at_behind.second, true);
     return moments_of_block(a, b, c, d, pivot);
 }
 
@@ -129,22 +131,18 @@ fn moments_of(tile: Tile, local: u32) -> Own {
     // First come so many packs that whole pairs are left; the pivot is looked for meanwhile.
     var walk = walk(tile);
     let head = walk.remaining - (max(walk.remaining, 1u) - 1u) / 8u * 8u;
-    let at_a = next_if(head > 0u, Place(), &walk);
-    let at_b = next_if(head > 1u, at_a, &walk);
-    let at_c = next_if(head > 2u, at_a, &walk);
-    let at_d = next_if(head > 3u, at_a, &walk);
-    let at_e = next_if(head > 4u, at_a, &walk);
-    let at_f = next_if(head > 5u, at_a, &walk);
-    let at_g = next_if(head > 6u, at_a, &walk);
-    let at_h = next_if(head > 7u, at_a, &walk);
-    let a = loaded(at_a, head > 0u);
-    let b = loaded(at_b, head > 1u);
-    let c = loaded(at_c, head > 2u);
-    let d = loaded(at_d, head > 3u);
-    let e = loaded(at_e, head > 4u);
-    let f = loaded(at_f, head > 5u);
-    let g = loaded(at_g, head > 6u);
-    let h = loaded(at_h, head > 7u);
+    let ab = next_two_if(head > 0u, head > 1u, Place(), &walk);
+    let cd = next_two_if(head > 2u, head > 3u, ab.second, &walk);
+    let ef = next_two_if(head > 4u, head > 5u, ab.second, &walk);
+    let gh = next_two_if(head > 6u, head > 7u, ab.second, &walk);
+    let a = loaded(ab.first, head > 0u);
+    let b = loaded(ab.second, head > 1u);
+    let c = loaded(cd.first, head > 2u);
+    let d = loaded(cd.second, head > 3u);
+    let e = loaded(ef.first, head > 4u);
+    let f = loaded(ef.second, head > 5u);
+    let g = loaded(gh.first, head > 6u);
+    let h = loaded(gh.second, head > 7u);
     let pivot = pivot_of(tile, local);
     let first = moments_of_block(a, b, c, d, pivot);
     var own = merged(first, moments_of_block(e, f, g, h, pivot));

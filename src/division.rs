@@ -13,6 +13,8 @@ pub(crate) enum Packing {
     Scalar,
     /// Four neighbours in one plane.
     Inner,
+    /// Eight neighbours in one plane: two packs that lie at one address, and count as one here.
+    Twins,
     /// Four neighbouring channels.
     Channels,
     /// Four neighbours in memory, of which those that belong to one channel count: for reductions.
@@ -23,18 +25,21 @@ pub(crate) enum Packing {
 }
 
 impl Packing {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Scalar,
         Self::Inner,
+        Self::Twins,
         Self::Channels,
         Self::Ragged,
         Self::Mixed,
     ];
 
     /// The widest packing that fits a view, of those whose packs do not mix channels.
-    fn of_channels(view: View) -> Self {
+    fn of_channels(view: View, tuning: &Tuning) -> Self {
         if view.inner == 1 && view.channels.is_multiple_of(4) {
             Self::Channels
+        } else if view.inner.is_multiple_of(8) && tuning.wide_words {
+            Self::Twins
         } else if view.inner.is_multiple_of(4) {
             Self::Inner
         } else {
@@ -59,6 +64,7 @@ impl Packing {
     fn values(self) -> u64 {
         match self {
             Self::Scalar => 1,
+            Self::Twins => 8,
             _ => 4,
         }
     }
@@ -87,7 +93,7 @@ impl Form {
         tuning: &Tuning,
         limits: &wgpu::Limits,
     ) -> Self {
-        let packing = Packing::of_channels(view);
+        let packing = Packing::of_channels(view, tuning);
         let form = Self { packing, dtype };
         let packing = match form.gains_by_mixing(view, masked, tuning, limits) {
             true => Packing::Mixed,
@@ -162,8 +168,8 @@ impl Block {
         };
         match packing {
             Packing::Scalar => values,
-            Packing::Inner => Self {
-                plane: values.plane / 4,
+            Packing::Inner | Packing::Twins => Self {
+                plane: values.plane / packing.values(),
                 ..values
             },
             Packing::Channels => Self {
@@ -723,6 +729,9 @@ impl Division {
         };
         let most = rows(block, lanes.1, tuning.rows_max);
         let packs = most.min(wanted).next_multiple_of(multiple);
+        // As many splits as that takes, all alike: some adapters give each thread the same number of workgroups.
+        let splits = block.length().div_ceil(lanes.1 * packs);
+        let packs = block.length().div_ceil(splits * lanes.1).next_multiple_of(multiple);
         let split_length = block.length().min(lanes.1 * packs);
         Self::new(block, lanes, split_length, limits)
     }
@@ -948,7 +957,7 @@ mod tests {
 
     /// The same as blocks of the packs that fit.
     fn small_tensors() -> impl Iterator<Item = Block> {
-        small_views().map(|view| Block::new(view, Packing::of_channels(view)))
+        small_views().map(|view| Block::new(view, Packing::of_channels(view, &Tuning::cpu())))
     }
 
     fn tunings() -> [Tuning; 4] {

@@ -93,6 +93,8 @@ fn tile(workgroup: vec3<u32>, grid: vec3<u32>, local: u32) -> Tile {
 struct Place {
     /// In the binding: see lib/address.
     address: u32,
+    /// Which of the packs at that address: see lib/two.
+    twin: u32,
     /// Its number in its plane.
     place_in_plane: u32,
     /// Its number in its column of the tensor.
@@ -142,8 +144,8 @@ fn walk(tile: Tile) -> Walk {
     return Walk(
         address,
         place,
-        geometry.first_number + start,
-        (split_end - start + LANES_Y - 1u) / LANES_Y,
+        TWINS * (geometry.first_number + start),
+        TWINS * ((split_end - start + LANES_Y - 1u) / LANES_Y),
         steps,
     );
 }
@@ -151,15 +153,21 @@ fn walk(tile: Tile) -> Walk {
 /// The place of the walk's current pack; moves the walk on to the next.
 fn next(walk: ptr<function, Walk>) -> Place {
     let now = *walk;
-    let place = Place(now.address, now.place_in_plane, now.number, now.remaining == 1u);
+    let place = Place(
+        now.address,
+        0u,
+        now.place_in_plane,
+        now.number,
+        now.remaining == TWINS,
+    );
     let next_address = now.address + now.steps.in_tensor;
     let next_place = now.place_in_plane + now.steps.in_plane;
     let is_past = next_place >= now.steps.plane;
     *walk = Walk(
         next_address + select(0u, now.steps.next_plane, is_past),
         next_place - select(0u, now.steps.plane, is_past),
-        now.number + LANES_Y,
-        now.remaining - 1u,
+        now.number + TWINS * LANES_Y,
+        now.remaining - TWINS,
         now.steps,
     );
     return place;
@@ -171,4 +179,17 @@ fn next_if(wanted: bool, other: Place, walk: ptr<function, Walk>) -> Place {
         return other;
     }
     return next(walk);
+}
+
+/// The same of two.
+fn next_two_if(
+    wanted: bool,
+    another: bool,
+    other: Place,
+    walk: ptr<function, Walk>,
+) -> Two {
+    if !wanted {
+        return Two(other, other);
+    }
+    return next_two(another, walk);
 }

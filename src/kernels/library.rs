@@ -38,7 +38,7 @@ impl From<Activation> for ActivationFile {
 pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
     let mut pieces = match choice.form.packing {
         Packing::Scalar => vec![piece!("lib/pack/scalar")],
-        Packing::Inner | Packing::Ragged => vec![piece!("lib/pack/inner")],
+        Packing::Inner | Packing::Twins | Packing::Ragged => vec![piece!("lib/pack/inner")],
         Packing::Channels => vec![piece!("lib/pack/channels")],
         Packing::Mixed => vec![piece!("lib/pack/channels"), piece!("lib/channels_of")],
     };
@@ -49,6 +49,10 @@ pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
     });
     pieces.extend(storage(choice));
     pieces.extend([
+        match choice.form.packing {
+            Packing::Twins => piece!("lib/two/together"),
+            _ => piece!("lib/two/apart"),
+        },
         piece!("lib/tile"),
         piece!("lib/constants"),
         piece!("lib/inv_std"),
@@ -60,7 +64,11 @@ pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
 fn storage(choice: &Choice) -> Vec<Piece> {
     let mut pieces = match choice.form.dtype {
         DType::F32 if choice.wide => {
-            return vec![piece!("lib/wide_word"), piece!("lib/storage/f32_wide")];
+            let packs = match choice.form.packing {
+                Packing::Twins => piece!("lib/storage/f32_twins"),
+                _ => piece!("lib/storage/f32_wide"),
+            };
+            return vec![piece!("lib/wide_word"), packs];
         }
         DType::F32 => return vec![piece!("lib/storage/f32")],
         DType::F16 => vec![
@@ -75,10 +83,11 @@ fn storage(choice: &Choice) -> Vec<Piece> {
         ],
         DType::Bf16 => vec![piece!("lib/storage/bf16")],
     };
-    pieces.extend(match choice.form.in_pairs() {
-        true => vec![piece!("lib/storage/half")],
-        false if choice.wide => vec![piece!("lib/wide_word"), piece!("lib/storage/halves_wide")],
-        false => vec![piece!("lib/storage/halves")],
+    pieces.extend(match choice.form.packing {
+        Packing::Scalar => vec![piece!("lib/storage/half")],
+        Packing::Twins => vec![piece!("lib/wide_word"), piece!("lib/storage/halves_twins")],
+        _ if choice.wide => vec![piece!("lib/wide_word"), piece!("lib/storage/halves_wide")],
+        _ => vec![piece!("lib/storage/halves")],
     });
     pieces
 }
@@ -120,6 +129,7 @@ pub(super) fn activation_bindings(choice: &Choice) -> &'static [&'static str] {
 fn mask(choice: &Choice) -> [Piece; 2] {
     let numbers = match choice.form.packing {
         Packing::Ragged => piece!("lib/mask/rows"),
+        Packing::Twins => piece!("lib/mask/twins"),
         _ if choice.form.in_pairs() => piece!("lib/mask/pairs"),
         _ => piece!("lib/mask/columns"),
     };

@@ -210,6 +210,7 @@ impl Choice {
             && (self.batch_statistics || !self.some_valid)
             && (self.form.dtype == DType::F16 || self.native_f16 == NativeF16::Never)
             && (self.form.packing != Packing::Scalar || !self.wide)
+            && (self.form.packing != Packing::Twins || self.wide)
     }
 }
 

@@ -188,11 +188,12 @@ impl Plan {
             // One plane, however it lies.
             (view.outer, view.inner) = (1, view.outer * view.inner);
         }
-        let tuning = options
+        let mut tuning = options
             .tuning
             .clone()
             .unwrap_or_else(|| Tuning::for_device(gpu.info().device_type))
             .within(limits);
+        tuning.wide_words &= gpu.wide_words();
         // With a residual, an activation keeps what it cuts.
         let masked = options.activation != Activation::Identity;
         let form = Form::of(view, dtype, masked, &tuning, limits);
@@ -751,7 +752,7 @@ impl Plan {
             let in_packs = form.packing != Packing::Scalar;
             let choice = Choice {
                 form,
-                wide: in_packs && self.tuning.wide_words && self.gpu.wide_words(),
+                wide: in_packs && self.tuning.wide_words,
                 shared: shares(operands, choice, step),
                 ..*choice
             };

@@ -7,7 +7,7 @@
 
 /// The place of one of a word's values.
 fn half_at(word: u32, half: u32) -> Place {
-    return Place(2u * word + half, 0u, 0u, false);
+    return Place(2u * word + half, 0u, 0u, 0u, false);
 }
 
 /// What belongs to the second channel, if the value is one of that; else what belongs to the first.

@@ -24,25 +24,25 @@ fn located(address: u32) -> Half {
     let place = index - plane * geometry.inner;
     let position = outer * geometry.inner + place;
     let channel = plane - outer * geometry.all_columns;
-    return Half(Place(address, place, position, false), channel);
+    return Half(Place(address, 0u, place, position, false), channel);
 }
 
 /// The half behind one.
 fn after(half: Half) -> Half {
     let address = half.at.address + 1u;
     if index_of(address) == index_of(half.at.address) {
-        return Half(Place(address, half.at.place_in_plane, half.at.number, false), half.channel);
+        return Half(Place(address, 0u, half.at.place_in_plane, half.at.number, false), half.channel);
     }
     if half.at.place_in_plane + 1u < geometry.inner {
-        let place = Place(address, half.at.place_in_plane + 1u, half.at.number + 1u, false);
+        let place = Place(address, 0u, half.at.place_in_plane + 1u, half.at.number + 1u, false);
         return Half(place, half.channel);
     }
     // The same positions again, in the next channel, or the next positions in the first.
     if half.channel + 1u < geometry.all_columns {
-        let place = Place(address, 0u, half.at.number + 1u - geometry.inner, false);
+        let place = Place(address, 0u, 0u, half.at.number + 1u - geometry.inner, false);
         return Half(place, half.channel + 1u);
     }
-    return Half(Place(address, 0u, half.at.number + 1u, false), 0u);
+    return Half(Place(address, 0u, 0u, half.at.number + 1u, false), 0u);
 }
 
 fn map_tile(tile: Tile) {

@@ -13,11 +13,17 @@ fn pivot_of(tile: Tile, local: u32) -> PerChannel {
     var count = 0.0;
     var value = PerChannel(0.0);
     while walk.remaining > 0u && count == 0.0 {
-        let at = next(&walk);
-        let valid = valid_at(at);
-        count = counted(valid);
+        let two = next_two(walk.remaining > 1u, &walk);
+        let first = loaded(two.first, true);
+        let second = loaded(two.second, true);
+        let from_first = counted(first.valid) > 0.0;
+        count = max(counted(first.valid), counted(second.valid));
         if count > 0.0 {
-            value = sample_of(x_at(at.address), valid);
+            value = select(
+                sample_of(second.pack, second.valid),
+                sample_of(first.pack, first.valid),
+                from_first,
+            );
         }
     }
     shared_count[local] = count;

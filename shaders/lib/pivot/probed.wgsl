@@ -3,7 +3,7 @@
 
 fn probe(first: u32, index: u32) -> PerChannel {
     let address = first + geometry.probes[index / 4u][index % 4u];
-    return sample(x_at(address), address);
+    return sample(x_at(Place(address, 0u, 0u, 0u, false)), address);
 }
 
 /// A value of the channel that is no outlier.

@@ -3,7 +3,7 @@
 /// What lies in memory for a pack.
 alias Stored = Pack;
 
-fn unpacked(stored: Stored, address: u32) -> Pack {
+fn unpacked(stored: Stored, at: Place) -> Pack {
     return stored;
 }
 

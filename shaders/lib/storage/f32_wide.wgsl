@@ -11,7 +11,7 @@ fn word_of_values(values: vec2<f32>) -> u64 {
     return wide_word(bitcast<u32>(values.x), bitcast<u32>(values.y));
 }
 
-fn unpacked(stored: Stored, address: u32) -> Pack {
+fn unpacked(stored: Stored, at: Place) -> Pack {
     return vec4<f32>(values_of(stored.x), values_of(stored.y));
 }
 

@@ -4,9 +4,9 @@
 /// What lies in memory for two packs.
 alias Stored = u32;
 
-fn unpacked(stored: Stored, address: u32) -> Pack {
+fn unpacked(stored: Stored, at: Place) -> Pack {
     let values = values_of(stored);
-    return select(values.x, values.y, (address & 1u) == 1u);
+    return select(values.x, values.y, (at.address & 1u) == 1u);
 }
 
 /// What is stored for a pack; `next` is the pack behind it, where two share a word.

@@ -3,7 +3,7 @@
 /// What lies in memory for a pack.
 alias Stored = vec2<u32>;
 
-fn unpacked(stored: Stored, address: u32) -> Pack {
+fn unpacked(stored: Stored, at: Place) -> Pack {
     return vec4<f32>(values_of(stored.x), values_of(stored.y));
 }
 

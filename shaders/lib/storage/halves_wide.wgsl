@@ -4,7 +4,7 @@
 /// What lies in memory for a pack.
 alias Stored = u64;
 
-fn unpacked(stored: Stored, address: u32) -> Pack {
+fn unpacked(stored: Stored, at: Place) -> Pack {
     return vec4<f32>(values_of(u32(stored)), values_of(u32(stored >> 32u)));
 }
 

@@ -1,0 +1,18 @@
+// Two packs that a lane comes to one after the other: twins at one address, loaded and stored at once.
+
+/// Packs at an address.
+const TWINS: u32 = 2u;
+
+struct Two {
+    first: Place,
+    second: Place,
+}
+
+/// The walk's next two places: there always is another.
+fn next_two(another: bool, walk: ptr<function, Walk>) -> Two {
+    let both = next(walk);
+    return Two(
+        Place(both.address, 0u, both.place_in_plane, both.number, false),
+        Place(both.address, 1u, both.place_in_plane, both.number + 1u, both.last),
+    );
+}
