@@ -99,6 +99,11 @@ fn tunings(chosen: Tuning) -> Vec<(String, Tuning)> {
             tuning.bytes_across = bytes
         });
     }
+    for bytes in [0, 256, 512, 1024, 4096] {
+        push(format!("spread_bytes {bytes}"), &|tuning| {
+            tuning.spread_bytes = bytes
+        });
+    }
     for rows in [128, 256, 512, 1024, u32::MAX] {
         push(format!("rows_max {rows}"), &|tuning| tuning.rows_max = rows);
     }

@@ -129,6 +129,7 @@ fn sums_of(tile: Tile) -> Sums {
     let rest = walk.remaining;
     if rest > 0u {
         let at = next_two(rest > 1u, &walk);
+        // Of twins never, as is known when this is compiled.
         let is_third = rest > 2u && TWINS == 1u;
         let at_c = next_if(is_third, at.second, &walk);
         let a = term_at(at.first, channel);

@@ -219,6 +219,17 @@ pub(crate) struct Slice {
     first_column: u64,
 }
 
+/// A workgroup's lanes.
+#[derive(Clone, Copy, Debug)]
+struct Lanes {
+    /// Lanes across columns.
+    across: u64,
+    /// Whether these are spread over all columns, where the next workgroups take what lies between them.
+    spread: bool,
+    /// Lanes that share a column.
+    shared: u64,
+}
+
 impl Slice {
     /// Cuts a tensor into slices of at most `most` packs, in the order of memory: of whole outer
     /// blocks; where one is too large, of whole columns; where one is too large, of its plane.
@@ -351,6 +362,8 @@ fn chunks(total: u64, most: u64) -> impl Iterator<Item = u64> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct Geometry {
     pub(crate) columns: u32,
+    pub(crate) lane_step: u32,
+    pub(crate) tile_step: u32,
     pub(crate) plane: u32,
     pub(crate) length: u32,
     pub(crate) splits: u32,
@@ -372,7 +385,7 @@ pub(crate) struct Geometry {
     pub(crate) mask_word_step: u32,
     pub(crate) mask_shift: u32,
     /// WGSL aligns what follows.
-    pub(crate) padding: [u32; 3],
+    pub(crate) padding: u32,
     pub(crate) probes: [u32; 12],
 }
 
@@ -567,7 +580,11 @@ impl Divisions {
             let lanes = match &self.whole {
                 Some(whole) if masked && !form.packing.mixes() => {
                     let launch = whole.passes[0].launch;
-                    (launch.lanes_x.into(), launch.lanes_y.into())
+                    Lanes {
+                        across: launch.lanes_x.into(),
+                        spread: false,
+                        shared: launch.lanes_y.into(),
+                    }
                 }
                 _ => map_lanes(block, form, masked, tuning),
             };
@@ -620,7 +637,7 @@ impl Divisions {
             ..tuning.clone()
         };
         let lanes = word_lanes(pairs, form, &narrow);
-        self.map_slices = Slices::new(pairs, 4, packs_per_word * lanes.1, limits);
+        self.map_slices = Slices::new(pairs, 4, packs_per_word * lanes.shared, limits);
         for slice in &self.map_slices.slices {
             let mut map = Division::map(slice.block, form, lanes, packs_per_word, tuning, limits);
             self.map_slices.place(slice, &mut map.geometry);
@@ -686,16 +703,16 @@ impl Whole {
 impl Division {
     /// For a reduction of each column to one partial result per split.
     fn reduction(block: Block, form: Form, tuning: &Tuning, limits: &wgpu::Limits) -> Self {
-        let (lanes_x, lanes_y) = lanes(block, form, tuning);
-        let tiles = block.columns.div_ceil(lanes_x);
+        let lanes = lanes(block, form, tuning);
+        let tiles = block.columns.div_ceil(lanes.across);
         let wanted = u64::from(tuning.reduction_workgroups).div_ceil(tiles);
-        let splits_for = |packs: u64| block.length().div_ceil(lanes_y * packs);
-        let most = rows(block, lanes_y, tuning.rows_max);
+        let splits_for = |packs: u64| block.length().div_ceil(lanes.shared * packs);
+        let most = rows(block, lanes.shared, tuning.rows_max);
         let splits = wanted
             .min(splits_for(tuning.reduction_packs_min.into()))
             .max(splits_for(most.min(tuning.reduction_packs_max.into())));
         let split_length = block.length().div_ceil(splits);
-        Self::new(block, (lanes_x, lanes_y), split_length, limits)
+        Self::new(block, lanes, split_length, limits)
     }
 
     /// The same in packs of which a column's plane has a part of the first and of the last.
@@ -718,7 +735,7 @@ impl Division {
     fn map(
         block: Block,
         form: Form,
-        lanes: (u64, u64),
+        lanes: Lanes,
         multiple: u64,
         tuning: &Tuning,
         limits: &wgpu::Limits,
@@ -727,12 +744,15 @@ impl Division {
             Packing::Mixed => least_packs(form).max(tuning.map_packs.into()),
             _ => tuning.map_packs.into(),
         };
-        let most = rows(block, lanes.1, tuning.rows_max);
+        let most = rows(block, lanes.shared, tuning.rows_max);
         let packs = most.min(wanted).next_multiple_of(multiple);
         // As many splits as that takes, all alike: some adapters give each thread the same number of workgroups.
-        let splits = block.length().div_ceil(lanes.1 * packs);
-        let packs = block.length().div_ceil(splits * lanes.1).next_multiple_of(multiple);
-        let split_length = block.length().min(lanes.1 * packs);
+        let splits = block.length().div_ceil(lanes.shared * packs);
+        let packs = block
+            .length()
+            .div_ceil(splits * lanes.shared)
+            .next_multiple_of(multiple);
+        let split_length = block.length().min(lanes.shared * packs);
         Self::new(block, lanes, split_length, limits)
     }
 
@@ -750,6 +770,7 @@ impl Division {
         // read memory.
         let narrow = Tuning {
             bytes_across: tuning.bytes_across.min(64),
+            spread_bytes: 0,
             ..tuning.clone()
         };
         let forward = Self::whole_in(block, form, &narrow, limits)?;
@@ -769,27 +790,27 @@ impl Division {
 
     fn whole_in(block: Block, form: Form, tuning: &Tuning, limits: &wgpu::Limits) -> Option<Self> {
         let most = block.length() / u64::from(tuning.whole_packs_min);
-        let (lanes_x, lanes_y) = match form.in_pairs() {
-            true => (
-                2,
-                power_of_two_up_to(most.min(u64::from(tuning.lanes / 2))).into(),
-            ),
+        let mut lanes = match form.in_pairs() {
+            true => Lanes {
+                across: 2,
+                spread: false,
+                shared: power_of_two_up_to(most.min(u64::from(tuning.lanes / 2))).into(),
+            },
             false => shared_lanes(block, form, power_of_two_up_to(most).into(), tuning),
         };
         // Also where that leaves a workgroup narrow.
-        let lanes_x = match block.plane {
-            1 => lanes_x.min(lanes_across(form, tuning)),
-            _ => lanes_x,
-        };
-        let bytes = lanes_x * block.length() * form.pack_bytes();
-        let packs = block.length().div_ceil(lanes_y);
-        let workgroups = block.columns.div_ceil(lanes_x);
+        if block.plane == 1 {
+            lanes.across = lanes.across.min(lanes_across(form, tuning));
+        }
+        let bytes = lanes.across * block.length() * form.pack_bytes();
+        let packs = block.length().div_ceil(lanes.shared);
+        let workgroups = block.columns.div_ceil(lanes.across);
         let most_bytes = match workgroups >= u64::from(tuning.whole_workgroups) {
             true => tuning.whole_bytes,
             false => tuning.whole_bytes.min(tuning.whole_bytes_of_few),
         };
         let fits = bytes <= most_bytes && packs <= u64::from(tuning.reduction_packs_max);
-        fits.then(|| Self::new(block, (lanes_x, lanes_y), block.length(), limits))
+        fits.then(|| Self::new(block, lanes, block.length(), limits))
     }
 
     /// For the merge of `length` partial results of each column.
@@ -806,6 +827,8 @@ impl Division {
             },
             geometry: Geometry {
                 columns,
+                lane_step: 1,
+                tile_step: lanes_x,
                 partials: length,
                 splits: 1,
                 all_columns: columns,
@@ -820,24 +843,25 @@ impl Division {
         self
     }
 
-    fn new(
-        block: Block,
-        (lanes_x, lanes_y): (u64, u64),
-        split_length: u64,
-        limits: &wgpu::Limits,
-    ) -> Self {
+    fn new(block: Block, lanes: Lanes, split_length: u64, limits: &wgpu::Limits) -> Self {
         let splits = block.length().div_ceil(split_length);
-        let step_in_plane = lanes_y % block.plane;
-        let step_in_tensor = lanes_y / block.plane * block.columns * block.plane + step_in_plane;
-        let tiles = block.columns.div_ceil(lanes_x);
+        let (planes, step_in_plane) = (lanes.shared / block.plane, lanes.shared % block.plane);
+        let step_in_tensor = planes * block.columns * block.plane + step_in_plane;
+        let tiles = block.columns.div_ceil(lanes.across);
+        let (lane_step, tile_step) = match lanes.spread {
+            true => (tiles, 1),
+            false => (1, lanes.across),
+        };
         Self {
             launch: Launch {
-                lanes_x: lanes_x as u32,
-                lanes_y: lanes_y as u32,
+                lanes_x: lanes.across as u32,
+                lanes_y: lanes.shared as u32,
                 grid: grid(tiles * splits, limits),
             },
             geometry: Geometry {
                 columns: block.columns as u32,
+                lane_step: lane_step as u32,
+                tile_step: tile_step as u32,
                 plane: block.plane as u32,
                 length: block.length() as u32,
                 splits: splits as u32,
@@ -862,22 +886,22 @@ fn least_packs(form: Form) -> u64 {
     }
 }
 
-/// A workgroup's shape: lanes across columns, lanes that share a column.
-fn lanes(block: Block, form: Form, tuning: &Tuning) -> (u64, u64) {
+/// A workgroup's lanes.
+fn lanes(block: Block, form: Form, tuning: &Tuning) -> Lanes {
     let shared = block.length().div_ceil(least_packs(form));
     shared_lanes(block, form, shared.next_power_of_two(), tuning)
 }
 
 /// The same where lanes write words of a mask: no more on a column than leave each four packs and eight values,
 /// so that a mask has at most four bits for each value, and hardly more than one where lanes have many.
-fn word_lanes(block: Block, form: Form, tuning: &Tuning) -> (u64, u64) {
+fn word_lanes(block: Block, form: Form, tuning: &Tuning) -> Lanes {
     let packs = least_packs(form).max(8 / form.packing.values());
     let shared = power_of_two_up_to(block.length() / packs);
     shared_lanes(block, form, shared.into(), tuning)
 }
 
-/// The workgroup's shape of an element-wise kernel over columns, which may write a mask.
-fn map_lanes(block: Block, form: Form, masked: bool, tuning: &Tuning) -> (u64, u64) {
+/// The lanes of an element-wise kernel over columns, which may write a mask.
+fn map_lanes(block: Block, form: Form, masked: bool, tuning: &Tuning) -> Lanes {
     match masked {
         true => word_lanes(block, form, tuning),
         false => lanes(block, form, tuning),
@@ -885,17 +909,27 @@ fn map_lanes(block: Block, form: Form, masked: bool, tuning: &Tuning) -> (u64, u
 }
 
 /// With at most so many lanes, a power of two, on a column.
-fn shared_lanes(block: Block, form: Form, shared: u64, tuning: &Tuning) -> (u64, u64) {
-    // Where neighbouring columns are neighbours in memory, lanes across them coalesce.
+fn shared_lanes(block: Block, form: Form, shared: u64, tuning: &Tuning) -> Lanes {
+    // Where neighbouring columns are neighbours in memory, lanes across them coalesce, or are spread over all.
+    let width = block.columns * form.pack_bytes();
+    let spread = block.plane == 1
+        && !form.packing.mixes()
+        && width <= tuning.spread_bytes.into()
+        && block.columns >= tuning.lanes.into();
     let across = match block.plane {
+        1 if spread => tuning.lanes.into(),
         1 => lanes_across(form, tuning).min(tuning.lanes.into()),
         _ => 1,
     };
     // And they go across to fill a narrow workgroup.
     let filling = u64::from(tuning.lanes.min(64)) / shared;
-    let lanes_x = block.columns.min(filling.max(across));
-    let lanes_y = power_of_two_up_to(shared.min(u64::from(tuning.lanes) / lanes_x));
-    (lanes_x, lanes_y.into())
+    let across = block.columns.min(filling.max(across));
+    let shared = power_of_two_up_to(shared.min(u64::from(tuning.lanes) / across)).into();
+    Lanes {
+        across,
+        spread,
+        shared,
+    }
 }
 
 /// Lanes side by side on columns that are neighbours in memory: as many for packs of one value as for packs of
@@ -964,6 +998,7 @@ mod tests {
         let mut narrow = Tuning::gpu();
         narrow.lanes = 16;
         narrow.bytes_across = 64;
+        narrow.spread_bytes = 200;
         narrow.rows_max = 5;
         narrow.mixed_rows_min = 1;
         narrow.reduction_packs_min = 1;
@@ -1049,7 +1084,8 @@ mod tests {
         for index in 0..launch.grid[0] * launch.grid[1] {
             for local in 0..launch.lanes_x * launch.lanes_y {
                 let split = index / tiles;
-                let column = (index - split * tiles) * launch.lanes_x + local % launch.lanes_x;
+                let tile = index - split * tiles;
+                let column = tile * g.tile_step + local % launch.lanes_x * g.lane_step;
                 let lane = local / launch.lanes_x;
                 if column >= g.columns || split >= g.splits {
                     continue;
@@ -1365,6 +1401,61 @@ mod tests {
         }
     }
 
+    /// On software adapters, where channels lie last and are few, a workgroup's lanes are spread over all of them,
+    /// a line of 64 bytes apart at most; where they are many, or fewer than lanes, lanes go down in rows.
+    #[test]
+    fn lanes_are_spread_over_narrow_rows() {
+        let limits = wgpu::Limits::default();
+        for (channels, dtype, expected) in [
+            (64, DType::F16, (8, 2)),
+            (256, DType::F16, (8, 8)),
+            (128, DType::F32, (8, 4)),
+            (96, DType::F32, (8, 3)),
+            (100, DType::F32, (8, 4)),
+            (32, DType::F32, (8, 1)),
+            (28, DType::F32, (1, 1)),
+            (512, DType::F16, (2, 1)),
+            (256, DType::F32, (1, 1)),
+        ] {
+            let view = View {
+                outer: 4096,
+                channels,
+                inner: 1,
+            };
+            for masked in [false, true] {
+                let found = |tuning: &Tuning| {
+                    let form = Form::of(view, dtype, masked, tuning, &limits);
+                    let divisions = Divisions::new(view, form, masked, tuning, &limits);
+                    [divisions.reductions[0], divisions.maps[0]]
+                        .map(|division| (division.launch.lanes_x, division.geometry.lane_step))
+                };
+                assert_eq!(found(&Tuning::cpu()), [expected; 2], "{channels} {dtype:?}");
+                assert!(found(&Tuning::gpu()).iter().all(|&(_, step)| step == 1));
+            }
+        }
+    }
+
+    /// The splits of an element-wise kernel are as long as one another, as far as lanes have whole packs.
+    #[test]
+    fn splits_of_maps_are_alike() {
+        let limits = wgpu::Limits::default();
+        for (length, expected) in [(256 * 8, 1), (257 * 8, 2), (392 * 8, 2), (1000 * 8, 4)] {
+            let view = View {
+                outer: 1,
+                channels: 512,
+                inner: 8 * length,
+            };
+            let tuning = Tuning::cpu();
+            let form = Form::of(view, DType::F16, false, &tuning, &limits);
+            let map = Divisions::new(view, form, false, &tuning, &limits).maps[0];
+            let g = map.geometry;
+            assert_eq!((g.length as usize, g.splits), (length, expected));
+            let last = g.length - (g.splits - 1) * g.split_length;
+            let spare = g.split_length - last;
+            assert!(spare < g.splits * map.launch.lanes_y, "{length}: {spare}");
+        }
+    }
+
     /// A lane has as many packs as the tuning says, but for packs that mix channels, which have more.
     #[test]
     fn lanes_of_maps_have_the_packs_of_the_tuning() {
@@ -1441,7 +1532,7 @@ mod tests {
     fn more_than_two_to_the_31_values_are_addressed_right() {
         let views = [
             (1, 1, 1 << 40),
-            (1 << 40, 1, 1),
+            (1 << 39, 2, 1),
             (64, 1 << 26, 256),
             (1 << 20, 64, 1 << 14),
             ((1 << 32) + 1, 3, 1),

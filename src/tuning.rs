@@ -5,7 +5,8 @@ use crate::{Error, NativeF16};
 
 /// How work is divided. Chosen from the kind of device; any choice gives right results.
 ///
-/// A *pack* is what one invocation loads at once: four values where the shape allows it, else one.
+/// A *pack* is what one invocation loads at once: four values where the shape allows it, else one; eight in planes
+/// of a multiple of eight, with [`Tuning::wide_words`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tuning {
@@ -15,6 +16,10 @@ pub struct Tuning {
     /// across so many bytes of packs of four, and as many lanes for packs of one; one lane at least. Where
     /// a channel has too few values to fill a workgroup, more go across, up to 64, in any layout.
     pub bytes_across: u32,
+    /// Where all channels together are so few bytes at a place, or fewer, but a pack for each lane at least, all
+    /// lanes of a workgroup go across, spread over all channels; the next workgroups take the packs between
+    /// them. 0 for never.
+    pub spread_bytes: u32,
     /// There, a workgroup takes at most so many rows, each lane one at least: a line of memory that is
     /// wider than `bytes_across` is read by several workgroups, and should still be in a cache for the last.
     pub rows_max: u32,
@@ -50,9 +55,9 @@ pub struct Tuning {
     pub mixed_rows_min: u32,
     /// Which conversions of f16 to leave to the device's own instructions, if these are exact.
     pub native_f16: NativeF16,
-    /// Whether to read and write memory in words of 64 bits, where the device was opened with
+    /// Whether to read and write memory in words of 64 bits, up to four at once, where the device was opened with
     /// `Features::SHADER_INT64` (as [`crate::Gpu::open`] opens software adapters that have it). It
-    /// halves the number of accesses on a device that makes them one by one.
+    /// at least halves the number of accesses on a device that makes them one by one.
     pub wide_words: bool,
 }
 
@@ -64,6 +69,8 @@ impl Tuning {
             lanes: 256,
             // 32 lanes with packs of 16 bytes; 8 lanes are left for the rows.
             bytes_across: 512,
+            // Side by side, so that a subgroup loads whole lines.
+            spread_bytes: 0,
             // No line is shared.
             rows_max: u32::MAX,
             // Four workgroups for each of 128 multiprocessors: enough loads under way, and half the partial
@@ -103,13 +110,15 @@ impl Tuning {
             // Lanes in rows of their own: memory is waited for in all of them at once. Two packs of
             // 16 bits, for fewer visits to a line.
             bytes_across: 16,
-            // Lines of 64 bytes: 32 KiB for each tensor.
+            // A line of 64 bytes for each lane: the first workgroup then reads memory in order.
+            spread_bytes: 512,
+            // Lines of 64 bytes: 32 KiB for each tensor, or 256 KiB where lanes are spread over eight.
             rows_max: 512,
             // A few for each core, for balance.
             reduction_workgroups: 16,
             // Against what a lane costs before its first load: pivot, walk, its share of the merge.
             reduction_packs_min: 64,
-            // As for GPUs.
+            // As for GPUs; packs of eight make chains twice as long, of 128 sums of 16 values.
             reduction_packs_max: 256,
             // Against the same costs, above all the coefficients' loads.
             map_packs: 256,

@@ -7,6 +7,7 @@
 // The `length = outer * plane` packs of a column are numbered 0, 1, … in memory order and cut into
 // `splits` ranges of `split_length`. A workgroup takes LANES_X columns and one split of each;
 // LANES_Y invocations share a column's split, side by side: each takes every LANES_Y-th pack.
+// Twins (lib/two) count as one pack in all of this, and as two in a walk.
 //
 // A merge has no tensor, but `partials` partial results of each column.
 
@@ -20,6 +21,10 @@ override LANES: u32 = 1u;
 struct Geometry {
     /// Columns of the slice.
     columns: u32,
+    /// From the column of a lane to that of the next lane across …
+    lane_step: u32,
+    /// … and from a workgroup's first column to the next one's.
+    tile_step: u32,
     /// Packs in a plane.
     plane: u32,
     /// Packs in a column.
@@ -78,7 +83,8 @@ fn tile(workgroup: vec3<u32>, grid: vec3<u32>, local: u32) -> Tile {
     let tiles = (geometry.columns + LANES_X - 1u) / LANES_X;
     let index = workgroup.y * grid.x + workgroup.x;
     let split = index / tiles;
-    let unbounded = (index - split * tiles) * LANES_X + local % LANES_X;
+    let tile = index - split * tiles;
+    let unbounded = tile * geometry.tile_step + local % LANES_X * geometry.lane_step;
     let column = min(unbounded, geometry.columns - 1u);
     return Tile(
         geometry.first_column + column,
@@ -93,7 +99,8 @@ fn tile(workgroup: vec3<u32>, grid: vec3<u32>, local: u32) -> Tile {
 struct Place {
     /// In the binding: see lib/address.
     address: u32,
-    /// Which of the packs at that address: see lib/two.
+    /// Which of the packs at that address: see lib/two. What a tensor has at the second of twins can be asked for only
+    /// after the first, with no other place between: lib/input.
     twin: u32,
     /// Its number in its plane.
     place_in_plane: u32,
@@ -115,7 +122,9 @@ struct Steps {
 struct Walk {
     address: u32,
     place_in_plane: u32,
+    /// Of packs, of which twins are two …
     number: u32,
+    /// … here too.
     remaining: u32,
     /// Loaded once: a software adapter loads what is uniform lane by lane, each time.
     steps: Steps,

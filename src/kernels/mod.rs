@@ -770,6 +770,8 @@ mod tests {
             &module,
             Geometry {
                 columns,
+                lane_step,
+                tile_step,
                 plane,
                 length,
                 splits,

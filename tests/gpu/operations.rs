@@ -73,6 +73,7 @@ pub fn many_splits(wide_words: bool) -> Tuning {
     let mut tuning = Tuning::gpu();
     tuning.lanes = 32;
     tuning.bytes_across = 64;
+    tuning.spread_bytes = 512;
     tuning.rows_max = 11;
     tuning.mixed_rows_min = 1;
     tuning.reduction_workgroups = 4096;
@@ -88,7 +89,9 @@ pub fn many_splits(wide_words: bool) -> Tuning {
 /// Partial results that element-wise kernels merge, wherever that can be.
 pub fn merged_in_maps() -> Tuning {
     let mut tuning = Tuning::gpu();
-    tuning.lanes = 32;
+    tuning.lanes = 8;
+    tuning.spread_bytes = 512;
+    tuning.wide_words = true;
     tuning.reduction_packs_min = 2;
     tuning.whole_bytes = 0;
     tuning.map_partials_max = u32::MAX;

@@ -118,7 +118,7 @@ fn tuning() -> impl Strategy<Value = Tuning> {
     let whole = any::<bool>();
     let free = (
         0..3_u32,
-        0..3_u32,
+        (0..3_u32, prop_oneof![Just(0), Just(256)]),
         wide_words,
         1..200_u32,
         1..9_u32,
@@ -127,11 +127,12 @@ fn tuning() -> impl Strategy<Value = Tuning> {
         prop_oneof![Just(1), Just(u32::MAX)],
     )
         .prop_map(
-            |(lanes, across, wide_words, workgroups, packs, map_packs, whole, mixed)| {
+            |(lanes, (across, spread), wide_words, workgroups, packs, map_packs, whole, mixed)| {
                 let mut tuning = Tuning::gpu();
                 // Few shapes of workgroups: each is another pipeline to compile.
                 tuning.lanes = 1 << (3 * lanes);
                 tuning.bytes_across = 16 << (2 * across);
+                tuning.spread_bytes = spread;
                 tuning.wide_words = wide_words;
                 tuning.reduction_workgroups = workgroups;
                 tuning.reduction_packs_min = packs;

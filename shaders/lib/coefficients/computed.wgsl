@@ -1,7 +1,7 @@
 // What the gradient of x needs of a channel is computed by the workgroup itself.
 
 fn coefficients(column: u32) -> Coefficients {
-    let first = (column - geometry.first_column) % LANES_X;
+    let first = (column - geometry.first_column) / geometry.lane_step % LANES_X;
     let inv_std = saved[column + geometry.all_columns * 2u];
     let inverse_count = saved[column + geometry.all_columns * 4u];
     return Coefficients(

@@ -33,6 +33,7 @@ fn map_tile(tile: Tile) {
     let rest = walk.remaining;
     if rest > 0u {
         let at = next_two(rest > 1u, &walk);
+        // Of twins never, as is known when this is compiled.
         let is_third = rest > 2u && TWINS == 1u;
         let at_2 = next_if(is_third, at.second, &walk);
         begin(at.first, c);

@@ -8,7 +8,7 @@ struct Two {
     second: Place,
 }
 
-/// The walk's next two places: there always is another.
+/// The walk's next two places: there always is `another`, which is as in the other file.
 fn next_two(another: bool, walk: ptr<function, Walk>) -> Two {
     let both = next(walk);
     return Two(
