@@ -118,7 +118,7 @@ impl Tuning {
             reduction_workgroups: 16,
             // Against what a lane costs before its first load: pivot, walk, its share of the merge.
             reduction_packs_min: 64,
-            // As for GPUs; packs of eight make chains twice as long, of 128 sums of 16 values.
+            // As for GPUs; in packs of eight, chains are twice as long (`tests/gpu/accuracy.rs`, "long channels").
             reduction_packs_max: 256,
             // Against the same costs, above all the coefficients' loads.
             map_packs: 256,
