@@ -16,9 +16,9 @@ pub struct Tuning {
     /// across so many bytes of packs of four, and as many lanes for packs of one; one lane at least. Where
     /// a channel has too few values to fill a workgroup, more go across, up to 64, in any layout.
     pub bytes_across: u32,
-    /// Where all channels together are so few bytes at a place, or fewer, but a pack for each lane at least, all
-    /// lanes of a workgroup go across, spread over all channels; the next workgroups take the packs between
-    /// them. 0 for never.
+    /// There, if all channels together have at most so many bytes at a place, and a pack for each lane at least,
+    /// all lanes of a workgroup go across instead, spread over all channels; the next workgroups take the
+    /// packs between them. 0 for never.
     pub spread_bytes: u32,
     /// There, a workgroup takes at most so many rows, each lane one at least: a line of memory that is
     /// wider than `bytes_across` is read by several workgroups, and should still be in a cache for the last.

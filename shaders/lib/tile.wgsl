@@ -110,6 +110,12 @@ struct Place {
     last: bool,
 }
 
+/// Where two packs lie that a lane comes to one after the other: see lib/two.
+struct Two {
+    first: Place,
+    second: Place,
+}
+
 /// What leads from a pack to the next: as in `Geometry`.
 struct Steps {
     plane: u32,

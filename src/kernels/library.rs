@@ -68,7 +68,11 @@ fn storage(choice: &Choice) -> Vec<Piece> {
                 Packing::Twins => piece!("lib/storage/f32_twins"),
                 _ => piece!("lib/storage/f32_wide"),
             };
-            return vec![piece!("lib/wide_word"), packs];
+            return vec![
+                piece!("lib/wide_word"),
+                piece!("lib/storage/f32_word"),
+                packs,
+            ];
         }
         DType::F32 => return vec![piece!("lib/storage/f32")],
         DType::F16 => vec![

@@ -3,14 +3,6 @@
 /// What lies in memory for both packs.
 alias Stored = vec4<u64>;
 
-fn values_of(word: u64) -> vec2<f32> {
-    return vec2<f32>(bitcast<f32>(u32(word)), bitcast<f32>(u32(word >> 32u)));
-}
-
-fn word_of_values(values: vec2<f32>) -> u64 {
-    return wide_word(bitcast<u32>(values.x), bitcast<u32>(values.y));
-}
-
 fn unpacked(stored: Stored, at: Place) -> Pack {
     let words = select(stored.xy, stored.zw, at.twin == 1u);
     return vec4<f32>(values_of(words.x), values_of(words.y));

@@ -3,11 +3,6 @@
 /// Packs at an address.
 const TWINS: u32 = 1u;
 
-struct Two {
-    first: Place,
-    second: Place,
-}
-
 /// The walk's next place and, if there is another, that; else the first again.
 fn next_two(another: bool, walk: ptr<function, Walk>) -> Two {
     let first = next(walk);

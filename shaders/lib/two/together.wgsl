@@ -3,11 +3,6 @@
 /// Packs at an address.
 const TWINS: u32 = 2u;
 
-struct Two {
-    first: Place,
-    second: Place,
-}
-
 /// The walk's next two places: there always is `another`, which is as in the other file.
 fn next_two(another: bool, walk: ptr<function, Walk>) -> Two {
     let both = next(walk);
