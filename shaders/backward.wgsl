@@ -40,7 +40,7 @@ fn backward(
     @builtin(local_invocation_index) local: u32,
 ) {
     let tile = tile(workgroup, grid, local);
-    let own = summed_lanes(sums_of(tile), local, tile.lane, LANES_Y);
+    let own = summed_lanes(sums_of(tile).first, local, tile.lane, LANES_Y);
     input_gradient_by(own, tile, local);
 }
 

@@ -39,9 +39,9 @@ fn forward(
 ) {
     let tile = tile(workgroup, grid, local);
     let before = running_of(tile.column);
-    let own = moments_of(tile, local);
-    let all = merged_lanes(own.moments, local, tile.lane, LANES_Y);
-    normalize_by(all, own.pivot, before, tile, local);
+    let found = moments_of(tile, local);
+    let all = merged_lanes(found.own.first, local, tile.lane, LANES_Y);
+    normalize_by(all, found.pivots.first, before, tile, local);
 }
 
 @compute @workgroup_size(LANES)

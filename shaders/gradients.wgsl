@@ -83,6 +83,10 @@ struct Term {
     product: Pack,
 }
 
+fn channel_of(vector: u32) -> Channel {
+    return Channel(saved[vector], saved[vector + geometry.all_columns], cut_of(vector));
+}
+
 fn term_at(at: Place, channel: Channel) -> Term {
     let off = from_mean(x_at(at), channel.pivot, channel.remainder);
     read_cut(at, channel.cut);
@@ -105,26 +109,52 @@ fn counted_term(term: Term, counts: bool) -> Term {
     );
 }
 
-/// The sums over what falls to one lane.
-fn sums_of(tile: Tile) -> Sums {
-    let channel = Channel(
-        saved[tile.column],
-        saved[tile.column + geometry.all_columns],
-        cut_of(tile.column),
-    );
+/// Sums for each vector of a column; of one vector, the first ones.
+struct Own {
+    first: Sums,
+    second: Sums,
+}
 
-    // In blocks of four packs.
-    var own = Sums();
+/// The sums with four terms more.
+fn with_terms(own: Own, a: Term, b: Term, c: Term, d: Term) -> Own {
+    if VECTORS == 2u {
+        return Own(
+            Sums(
+                own.first.gradient + fold(a.gradient + c.gradient),
+                own.first.product + fold(a.product + c.product),
+            ),
+            Sums(
+                own.second.gradient + fold(b.gradient + d.gradient),
+                own.second.product + fold(b.product + d.product),
+            ),
+        );
+    }
+    let all = Sums(
+        own.first.gradient + fold((a.gradient + b.gradient) + (c.gradient + d.gradient)),
+        own.first.product + fold((a.product + b.product) + (c.product + d.product)),
+    );
+    return Own(all, all);
+}
+
+/// The sums over what falls to one lane.
+fn sums_of(tile: Tile) -> Own {
+    let channel = channel_of(vector_of(tile, 0u));
+    var other = channel;
+    if VECTORS == 2u {
+        other = channel_of(vector_of(tile, 1u));
+    }
+
+    // In blocks of four packs, of which two vectors have two each.
+    var own = Own();
     var walk = walk(tile);
     while walk.remaining >= 4u {
         let at = next_two(true, &walk);
         let at_behind = next_two(true, &walk);
         let a = term_at(at.first, channel);
-        let b = term_at(at.second, channel);
+        let b = term_at(at.second, other);
         let c = term_at(at_behind.first, channel);
-        let d = term_at(at_behind.second, channel);
-        own.gradient += fold((a.gradient + b.gradient) + (c.gradient + d.gradient));
-        own.product += fold((a.product + b.product) + (c.product + d.product));
+        let d = term_at(at_behind.second, other);
+        own = with_terms(own, a, b, c, d);
     }
     let rest = walk.remaining;
     if rest > 0u {
@@ -133,12 +163,22 @@ fn sums_of(tile: Tile) -> Sums {
         let is_third = rest > 2u && TWINS == 1u;
         let at_c = next_if(is_third, at.second, &walk);
         let a = term_at(at.first, channel);
-        let b = counted_term(term_at(at.second, channel), rest > 1u);
+        let b = counted_term(term_at(at.second, other), rest > 1u);
         let c = counted_term(term_at(at_c, channel), is_third);
-        own.gradient += fold((a.gradient + b.gradient) + c.gradient);
-        own.product += fold((a.product + b.product) + c.product);
+        own = with_terms(own, a, b, c, Term());
     }
     return own;
+}
+
+/// Writes the sums of all lanes, for a vector of their column.
+fn write_partial(own: Sums, tile: Tile, vector: u32, local: u32) {
+    let all = summed_lanes(own, local, tile.lane, LANES_Y);
+    if tile.live && tile.lane == 0u {
+        let row = 2u * (geometry.first_split + tile.split);
+        let at = row * geometry.all_columns + vector_of(tile, vector);
+        partials[at] = all.gradient;
+        partials[at + geometry.all_columns] = all.product;
+    }
 }
 
 @compute @workgroup_size(LANES)
@@ -148,14 +188,10 @@ fn partial(
     @builtin(local_invocation_index) local: u32,
 ) {
     let tile = tile(workgroup, grid, local);
-    let own = summed_lanes(sums_of(tile), local, tile.lane, LANES_Y);
-
-    // Write.
-    if tile.live && tile.lane == 0u {
-        let row = 2u * (geometry.first_split + tile.split);
-        let at = row * geometry.all_columns + tile.column;
-        partials[at] = own.gradient;
-        partials[at + geometry.all_columns] = own.product;
+    let own = sums_of(tile);
+    write_partial(own.first, tile, 0u, local);
+    if VECTORS == 2u {
+        write_partial(own.second, tile, 1u, local);
     }
 }
 

@@ -82,6 +82,16 @@ fn median(a: PerChannel, b: PerChannel, c: PerChannel) -> PerChannel {
     return max(min(a, b), min(max(a, b), c));
 }
 
+/// A value for each vector of a column; of one vector, the first one.
+struct PerVector {
+    first: PerChannel,
+    second: PerChannel,
+}
+
+fn medians(a: PerVector, b: PerVector, c: PerVector) -> PerVector {
+    return PerVector(median(a.first, b.first, c.first), median(a.second, b.second, c.second));
+}
+
 /// A pack with what counts of it.
 struct Loaded {
     pack: Pack,
@@ -93,7 +103,7 @@ fn loaded(at: Place, counts: bool) -> Loaded {
 }
 
 /// The moments of four packs, from the pivot.
-fn moments_of_block(a: Loaded, b: Loaded, c: Loaded, d: Loaded, pivot: PerChannel) -> Moments {
+fn moments_of_four(a: Loaded, b: Loaded, c: Loaded, d: Loaded, pivot: PerChannel) -> Moments {
     let a_from = select(Pack(), a.pack - pivot, a.valid);
     let b_from = select(Pack(), b.pack - pivot, b.valid);
     let c_from = select(Pack(), c.pack - pivot, c.valid);
@@ -108,61 +118,106 @@ fn moments_of_block(a: Loaded, b: Loaded, c: Loaded, d: Loaded, pivot: PerChanne
     return Moments(count, mean, m2);
 }
 
-/// The moments of the walk's next four packs.
-fn next_block(walk: ptr<function, Walk>, pivot: PerChannel) -> Moments {
-    let at = next_two(true, walk);
-    let at_behind = next_two(true, walk);
-    let a = loaded(at.first, true);
-    let b = loaded(at.second, true);
-    let c = loaded(at_behind.first, true);
-    let d = loaded(at_behind.second, true);
-    return moments_of_block(a, b, c, d, pivot);
+/// Eight packs that a lane comes to one after the other.
+struct Eight {
+    a: Loaded,
+    b: Loaded,
+    c: Loaded,
+    d: Loaded,
+    e: Loaded,
+    f: Loaded,
+    g: Loaded,
+    h: Loaded,
 }
 
-/// The moments of what falls to one lane, from the pivot.
+/// The walk's next `count` packs.
+fn next_eight(walk: ptr<function, Walk>, count: u32) -> Eight {
+    let ab = next_two_if(count > 0u, count > 1u, Place(), walk);
+    let cd = next_two_if(count > 2u, count > 3u, ab.second, walk);
+    let ef = next_two_if(count > 4u, count > 5u, ab.second, walk);
+    let gh = next_two_if(count > 6u, count > 7u, ab.second, walk);
+    let a = loaded(ab.first, count > 0u);
+    let b = loaded(ab.second, count > 1u);
+    let c = loaded(cd.first, count > 2u);
+    let d = loaded(cd.second, count > 3u);
+    let e = loaded(ef.first, count > 4u);
+    let f = loaded(ef.second, count > 5u);
+    let g = loaded(gh.first, count > 6u);
+    let h = loaded(gh.second, count > 7u);
+    return Eight(a, b, c, d, e, f, g, h);
+}
+
+/// Moments for each vector of a column; of one vector, the first ones.
 struct Own {
-    pivot: PerChannel,
-    moments: Moments,
+    first: Moments,
+    second: Moments,
 }
 
-fn moments_of(tile: Tile, local: u32) -> Own {
-    // In pairs of blocks of four packs, and groups of four pairs: short chains of merges, so that an
-    // outlier's rounding errors do not enter every merge after it. A pair's loads are under way together.
-    // First come so many packs that whole pairs are left; the pivot is looked for meanwhile.
+/// The moments of eight packs, from the pivots.
+fn moments_of_eight(all: Eight, pivots: PerVector) -> Own {
+    if VECTORS == 2u {
+        return Own(
+            moments_of_four(all.a, all.c, all.e, all.g, pivots.first),
+            moments_of_four(all.b, all.d, all.f, all.h, pivots.second),
+        );
+    }
+    // In two halves: short chains of merges.
+    let four = moments_of_four(all.a, all.b, all.c, all.d, pivots.first);
+    let both = merged(four, moments_of_four(all.e, all.f, all.g, all.h, pivots.first));
+    return Own(both, both);
+}
+
+/// Both sets of moments merged, for each vector.
+fn merged_own(a: Own, b: Own) -> Own {
+    let first = merged(a.first, b.first);
+    if VECTORS == 2u {
+        return Own(first, merged(a.second, b.second));
+    }
+    return Own(first, first);
+}
+
+/// The moments of what falls to one lane, from the pivots.
+struct Found {
+    pivots: PerVector,
+    own: Own,
+}
+
+fn moments_of(tile: Tile, local: u32) -> Found {
+    // In blocks of eight packs, and groups of four blocks: short chains of merges, so that an
+    // outlier's rounding errors do not enter every merge after it. A block's loads are under way together.
+    // First come so many packs that whole blocks are left; the pivots are looked for meanwhile.
     var walk = walk(tile);
-    let head = walk.remaining - (max(walk.remaining, 1u) - 1u) / 8u * 8u;
-    let ab = next_two_if(head > 0u, head > 1u, Place(), &walk);
-    let cd = next_two_if(head > 2u, head > 3u, ab.second, &walk);
-    let ef = next_two_if(head > 4u, head > 5u, ab.second, &walk);
-    let gh = next_two_if(head > 6u, head > 7u, ab.second, &walk);
-    let a = loaded(ab.first, head > 0u);
-    let b = loaded(ab.second, head > 1u);
-    let c = loaded(cd.first, head > 2u);
-    let d = loaded(cd.second, head > 3u);
-    let e = loaded(ef.first, head > 4u);
-    let f = loaded(ef.second, head > 5u);
-    let g = loaded(gh.first, head > 6u);
-    let h = loaded(gh.second, head > 7u);
-    let pivot = pivot_of(tile, local);
-    let first = moments_of_block(a, b, c, d, pivot);
-    var own = merged(first, moments_of_block(e, f, g, h, pivot));
+    let head = next_eight(&walk, walk.remaining - (max(walk.remaining, 1u) - 1u) / 8u * 8u);
+    let pivots = pivots_of(tile, local);
+    var own = moments_of_eight(head, pivots);
 
     while walk.remaining > 0u {
-        var group = Moments();
-        var pairs = 0u;
+        var group = Own();
+        var blocks = 0u;
         // Tested at its end: a software adapter runs a loop that is tested first once for nothing.
         loop {
-            let first = next_block(&walk, pivot);
-            let second = next_block(&walk, pivot);
-            group = merged(group, merged(first, second));
-            pairs += 1u;
+            group = merged_own(group, moments_of_eight(next_eight(&walk, 8u), pivots));
+            blocks += 1u;
             continuing {
-                break if pairs == 4u || walk.remaining == 0u;
+                break if blocks == 4u || walk.remaining == 0u;
             }
         }
-        own = merged(own, group);
+        own = merged_own(own, group);
     }
-    return Own(pivot, own);
+    return Found(pivots, own);
+}
+
+/// Writes the moments of all lanes, for a vector of their column.
+fn write_partial(own: Moments, pivot: PerChannel, tile: Tile, vector: u32, local: u32) {
+    let all = merged_lanes(own, local, tile.lane, LANES_Y);
+    if tile.live && tile.lane == 0u {
+        let row = 4u * (geometry.first_split + tile.split);
+        let at = row * geometry.all_columns + vector_of(tile, vector);
+        partials[at] = PerChannel(all.count);
+        partials[at + geometry.all_columns] = pivot;
+        partials[at + geometry.all_columns * 2u] = all.mean;
+        partials[at + geometry.all_columns * 3u] = all.m2;
+    }
 }
 
 @compute @workgroup_size(LANES)
@@ -173,16 +228,9 @@ fn partial(
 ) {
     let tile = tile(workgroup, grid, local);
     let found = moments_of(tile, local);
-    let own = merged_lanes(found.moments, local, tile.lane, LANES_Y);
-
-    // Write.
-    if tile.live && tile.lane == 0u {
-        let row = 4u * (geometry.first_split + tile.split);
-        let at = row * geometry.all_columns + tile.column;
-        partials[at] = PerChannel(own.count);
-        partials[at + geometry.all_columns] = found.pivot;
-        partials[at + geometry.all_columns * 2u] = own.mean;
-        partials[at + geometry.all_columns * 3u] = own.m2;
+    write_partial(found.own.first, found.pivots.first, tile, 0u, local);
+    if VECTORS == 2u {
+        write_partial(found.own.second, found.pivots.second, tile, 1u, local);
     }
 }
 

@@ -14,9 +14,11 @@ pub(crate) enum Packing {
     /// Four neighbours in one plane.
     Inner,
     /// Eight neighbours in one plane: two packs that lie at one address, and count as one here.
-    Twins,
+    InnerTwins,
     /// Four neighbouring channels.
     Channels,
+    /// Eight neighbouring channels, at one address too.
+    ChannelTwins,
     /// Four neighbours in memory, of which those that belong to one channel count: for reductions.
     Ragged,
     /// Four neighbours in memory, whichever channels they belong to: for element-wise kernels, where
@@ -25,11 +27,12 @@ pub(crate) enum Packing {
 }
 
 impl Packing {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Scalar,
         Self::Inner,
-        Self::Twins,
+        Self::InnerTwins,
         Self::Channels,
+        Self::ChannelTwins,
         Self::Ragged,
         Self::Mixed,
     ];
@@ -37,9 +40,18 @@ impl Packing {
     /// The widest packing that fits a view, of those whose packs do not mix channels.
     fn of_channels(view: View, tuning: &Tuning) -> Self {
         if view.inner == 1 && view.channels.is_multiple_of(4) {
-            Self::Channels
+            // Kernels that are joined have one vector in a column. And all lanes should find room side by side.
+            let are_joined = tuning.whole_bytes > 0 || tuning.map_partials_max > 0;
+            let are_twins = tuning.wide_words
+                && !are_joined
+                && view.channels.is_multiple_of(8)
+                && view.channels >= 8 * tuning.lanes as usize;
+            match are_twins {
+                true => Self::ChannelTwins,
+                false => Self::Channels,
+            }
         } else if view.inner.is_multiple_of(8) && tuning.wide_words {
-            Self::Twins
+            Self::InnerTwins
         } else if view.inner.is_multiple_of(4) {
             Self::Inner
         } else {
@@ -52,10 +64,15 @@ impl Packing {
         matches!(self, Self::Ragged | Self::Mixed)
     }
 
+    /// Whether two packs lie at one address.
+    pub(crate) fn has_twins(self) -> bool {
+        matches!(self, Self::InnerTwins | Self::ChannelTwins)
+    }
+
     /// The packing of vectors of channels.
     pub(crate) fn of_vectors(self) -> Self {
         match self {
-            Self::Channels => self,
+            Self::Channels | Self::ChannelTwins => Self::Channels,
             _ => Self::Scalar,
         }
     }
@@ -64,7 +81,7 @@ impl Packing {
     fn values(self) -> u64 {
         match self {
             Self::Scalar => 1,
-            Self::Twins => 8,
+            Self::InnerTwins | Self::ChannelTwins => 8,
             _ => 4,
         }
     }
@@ -168,12 +185,12 @@ impl Block {
         };
         match packing {
             Packing::Scalar => values,
-            Packing::Inner | Packing::Twins => Self {
+            Packing::Inner | Packing::InnerTwins => Self {
                 plane: values.plane / packing.values(),
                 ..values
             },
-            Packing::Channels => Self {
-                columns: values.columns / 4,
+            Packing::Channels | Packing::ChannelTwins => Self {
+                columns: values.columns / packing.values(),
                 ..values
             },
             // As many as a plane may touch, wherever it begins.
@@ -532,7 +549,7 @@ impl Divisions {
             first_split += reduction.geometry.splits;
             reductions.push(reduction);
         }
-        let all_columns = match form.packing {
+        let all_columns = match form.packing.of_vectors() {
             Packing::Channels => view.channels / 4,
             _ => view.channels,
         };
@@ -974,7 +991,7 @@ fn probes(block: Block) -> [u32; 12] {
 mod tests {
     use super::*;
 
-    const SMALL: [usize; 9] = [1, 2, 3, 4, 5, 7, 8, 49, 130];
+    const SMALL: [usize; 10] = [1, 2, 3, 4, 5, 7, 8, 24, 49, 130];
 
     /// Every view of small sizes.
     fn small_views() -> impl Iterator<Item = View> {
@@ -994,7 +1011,7 @@ mod tests {
         small_views().map(|view| Block::new(view, Packing::of_channels(view, &Tuning::cpu())))
     }
 
-    fn tunings() -> [Tuning; 4] {
+    fn tunings() -> [Tuning; 5] {
         let mut narrow = Tuning::gpu();
         narrow.lanes = 16;
         narrow.bytes_across = 64;
@@ -1008,7 +1025,11 @@ mod tests {
         whole.lanes = 16;
         whole.whole_bytes = u64::MAX;
         whole.whole_workgroups = 1;
-        [Tuning::gpu(), Tuning::cpu(), narrow, whole]
+        // Channels at one address, of few.
+        let mut few = Tuning::cpu();
+        few.lanes = 2;
+        few.reduction_packs_max = 3;
+        [Tuning::gpu(), Tuning::cpu(), narrow, whole, few]
     }
 
     #[test]
@@ -1402,20 +1423,21 @@ mod tests {
     }
 
     /// On software adapters, where channels lie last and are few, a workgroup's lanes are spread over all of them,
-    /// a line of 64 bytes apart at most; where they are many, or fewer than lanes, lanes go down in rows.
+    /// two lines of 64 bytes apart at most; where they are many, or fewer than lanes, lanes go down in rows.
     #[test]
     fn lanes_are_spread_over_narrow_rows() {
         let limits = wgpu::Limits::default();
         for (channels, dtype, expected) in [
-            (64, DType::F16, (8, 2)),
-            (256, DType::F16, (8, 8)),
-            (128, DType::F32, (8, 4)),
-            (96, DType::F32, (8, 3)),
+            (64, DType::F16, (8, 1)),
+            (256, DType::F16, (8, 4)),
+            (512, DType::F16, (8, 8)),
+            (128, DType::F32, (8, 2)),
+            (96, DType::F32, (8, 2)),
             (100, DType::F32, (8, 4)),
             (32, DType::F32, (8, 1)),
             (28, DType::F32, (1, 1)),
-            (512, DType::F16, (2, 1)),
-            (256, DType::F32, (1, 1)),
+            (520, DType::F16, (2, 1)),
+            (264, DType::F32, (1, 1)),
         ] {
             let view = View {
                 outer: 4096,
@@ -1474,6 +1496,40 @@ mod tests {
                 let lanes = map.launch.lanes_y;
                 assert_eq!(map.geometry.split_length, lanes * expected, "{form:?}");
             }
+        }
+    }
+
+    /// Eight channels that lie last are taken at once in wide words, if there are lanes' worth of them, but not by
+    /// kernels that are joined.
+    #[test]
+    fn channels_at_one_address_fill_the_lanes() {
+        let packing = |channels, tuning: &Tuning| {
+            let view = View {
+                outer: 5,
+                channels,
+                inner: 1,
+            };
+            Packing::of_channels(view, tuning)
+        };
+        let cpu = Tuning::cpu();
+        for (channels, expected) in [
+            (56, Packing::Channels),
+            (64, Packing::ChannelTwins),
+            (68, Packing::Channels),
+            (72, Packing::ChannelTwins),
+            (66, Packing::Scalar),
+        ] {
+            assert_eq!(packing(channels, &cpu), expected, "{channels}");
+        }
+        let changes: [fn(&mut Tuning); 3] = [
+            |tuning| tuning.wide_words = false,
+            |tuning| tuning.whole_bytes = 1,
+            |tuning| tuning.map_partials_max = 1,
+        ];
+        for change in changes {
+            let mut tuning = cpu.clone();
+            change(&mut tuning);
+            assert_eq!(packing(64, &tuning), Packing::Channels, "{tuning:?}");
         }
     }
 

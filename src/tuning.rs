@@ -6,14 +6,16 @@ use crate::{Error, NativeF16};
 /// How work is divided. Chosen from the kind of device; any choice gives right results.
 ///
 /// A *pack* is what one invocation loads at once: four values where the shape allows it, else one; eight in planes
-/// of a multiple of eight, with [`Tuning::wide_words`].
+/// of a multiple of eight, with [`Tuning::wide_words`], and of channels that lie last, if they are a multiple of
+/// eight, eight for each of [`Tuning::lanes`] at least, and if no training pass may take fewer than three
+/// dispatches ([`Tuning::whole_bytes`] and [`Tuning::map_partials_max`] are 0).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tuning {
     /// Invocations in a workgroup, a power of two.
     pub lanes: u32,
     /// Where channels, or packs that mix them, are neighbours in memory (inner = 1), lanes go side by side
-    /// across so many bytes of packs of four, and as many lanes for packs of one; one lane at least. Where
+    /// across so many bytes of packs of four, and as many lanes for packs of one or eight; one lane at least. Where
     /// a channel has too few values to fill a workgroup, more go across, up to 64, in any layout.
     pub bytes_across: u32,
     /// There, if all channels together have at most so many bytes at a place, and a pack for each lane at least,
@@ -110,16 +112,17 @@ impl Tuning {
             // Lanes in rows of their own: memory is waited for in all of them at once. Two packs of
             // 16 bits, for fewer visits to a line.
             bytes_across: 16,
-            // A line of 64 bytes for each lane: the first workgroup then reads memory in order.
-            spread_bytes: 512,
-            // Lines of 64 bytes: 32 KiB for each tensor, or 256 KiB where lanes are spread over eight.
+            // Two lines of 64 bytes for each lane: the first workgroup then reads memory in order.
+            spread_bytes: 1024,
+            // Lines of 64 bytes: 32 KiB for each tensor, or 512 KiB where lanes are spread over sixteen.
             rows_max: 512,
             // A few for each core, for balance.
             reduction_workgroups: 16,
             // Against what a lane costs before its first load: pivot, walk, its share of the merge.
             reduction_packs_min: 64,
-            // As for GPUs; in packs of eight, chains are twice as long (`tests/gpu/accuracy.rs`, "long channels").
-            reduction_packs_max: 256,
+            // Twice as many as for GPUs, against the pivot's loads and the merges; in packs of eight, chains are twice
+            // as long again (`tests/gpu/accuracy.rs`, "long channels", of all packings).
+            reduction_packs_max: 512,
             // Against the same costs, above all the coefficients' loads.
             map_packs: 256,
             // The second reading costs as much as the first, in a cache or not.

@@ -1,9 +1,9 @@
 // How a tensor is divided among workgroups and invocations; shared by all kernels over tensors.
 //
-// The tensor is (outer, columns, plane) packs, row-major: a column is a channel, or what belongs to four of
-// them where a pack does; a plane is the run of packs that lie together in memory. A tensor
-// too large for one binding is cut into slices that are such blocks themselves; a dispatch works
-// on one slice.
+// The tensor is (outer, columns, plane) packs, row-major: a column is a channel, or what belongs to
+// four of them where a pack does, or to eight where twins do (lib/vectors); a plane is the run of packs
+// that lie together in memory. A tensor too large for one binding is cut into slices that are such
+// blocks themselves; a dispatch works on one slice.
 // The `length = outer * plane` packs of a column are numbered 0, 1, … in memory order and cut into
 // `splits` ranges of `split_length`. A workgroup takes LANES_X columns and one split of each;
 // LANES_Y invocations share a column's split, side by side: each takes every LANES_Y-th pack.
@@ -17,6 +17,9 @@ override LANES_X: u32 = 1u;
 override LANES_Y: u32 = 1u;
 /// LANES_X * LANES_Y.
 override LANES: u32 = 1u;
+
+/// Packs at an address that have numbers of their own in a column: twins of one channel.
+const NUMBERS: u32 = TWINS / VECTORS;
 
 struct Geometry {
     /// Columns of the slice.
@@ -95,6 +98,11 @@ fn tile(workgroup: vec3<u32>, grid: vec3<u32>, local: u32) -> Tile {
     );
 }
 
+/// The index of a vector in the tensor, of those in a tile's column.
+fn vector_of(tile: Tile, index: u32) -> u32 {
+    return VECTORS * tile.column + index;
+}
+
 /// Where a pack lies.
 struct Place {
     /// In the binding: see lib/address.
@@ -128,9 +136,9 @@ struct Steps {
 struct Walk {
     address: u32,
     place_in_plane: u32,
-    /// Of packs, of which twins are two …
+    /// The next pack's number; of twins in one channel, the first's.
     number: u32,
-    /// … here too.
+    /// Packs, of which twins are two.
     remaining: u32,
     /// Loaded once: a software adapter loads what is uniform lane by lane, each time.
     steps: Steps,
@@ -159,7 +167,7 @@ fn walk(tile: Tile) -> Walk {
     return Walk(
         address,
         place,
-        TWINS * (geometry.first_number + start),
+        NUMBERS * (geometry.first_number + start),
         TWINS * ((split_end - start + LANES_Y - 1u) / LANES_Y),
         steps,
     );
@@ -181,7 +189,7 @@ fn next(walk: ptr<function, Walk>) -> Place {
     *walk = Walk(
         next_address + select(0u, now.steps.next_plane, is_past),
         next_place - select(0u, now.steps.plane, is_past),
-        now.number + TWINS * LANES_Y,
+        now.number + NUMBERS * LANES_Y,
         now.remaining - TWINS,
         now.steps,
     );

@@ -38,8 +38,8 @@ impl From<Activation> for ActivationFile {
 pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
     let mut pieces = match choice.form.packing {
         Packing::Scalar => vec![piece!("lib/pack/scalar")],
-        Packing::Inner | Packing::Twins | Packing::Ragged => vec![piece!("lib/pack/inner")],
-        Packing::Channels => vec![piece!("lib/pack/channels")],
+        Packing::Inner | Packing::InnerTwins | Packing::Ragged => vec![piece!("lib/pack/inner")],
+        Packing::Channels | Packing::ChannelTwins => vec![piece!("lib/pack/channels")],
         Packing::Mixed => vec![piece!("lib/pack/channels"), piece!("lib/channels_of")],
     };
     pieces.extend(match choice.form.packing {
@@ -49,9 +49,13 @@ pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
     });
     pieces.extend(storage(choice));
     pieces.extend([
+        match choice.form.packing.has_twins() {
+            true => piece!("lib/two/together"),
+            false => piece!("lib/two/apart"),
+        },
         match choice.form.packing {
-            Packing::Twins => piece!("lib/two/together"),
-            _ => piece!("lib/two/apart"),
+            Packing::ChannelTwins => piece!("lib/vectors/two"),
+            _ => piece!("lib/vectors/one"),
         },
         piece!("lib/tile"),
         piece!("lib/constants"),
@@ -64,9 +68,9 @@ pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
 fn storage(choice: &Choice) -> Vec<Piece> {
     let mut pieces = match choice.form.dtype {
         DType::F32 if choice.wide => {
-            let packs = match choice.form.packing {
-                Packing::Twins => piece!("lib/storage/f32_twins"),
-                _ => piece!("lib/storage/f32_wide"),
+            let packs = match choice.form.packing.has_twins() {
+                true => piece!("lib/storage/f32_twins"),
+                false => piece!("lib/storage/f32_wide"),
             };
             return vec![
                 piece!("lib/wide_word"),
@@ -89,7 +93,9 @@ fn storage(choice: &Choice) -> Vec<Piece> {
     };
     pieces.extend(match choice.form.packing {
         Packing::Scalar => vec![piece!("lib/storage/half")],
-        Packing::Twins => vec![piece!("lib/wide_word"), piece!("lib/storage/halves_twins")],
+        packing if packing.has_twins() => {
+            vec![piece!("lib/wide_word"), piece!("lib/storage/halves_twins")]
+        }
         _ if choice.wide => vec![piece!("lib/wide_word"), piece!("lib/storage/halves_wide")],
         _ => vec![piece!("lib/storage/halves")],
     });
@@ -133,7 +139,7 @@ pub(super) fn activation_bindings(choice: &Choice) -> &'static [&'static str] {
 fn mask(choice: &Choice) -> [Piece; 2] {
     let numbers = match choice.form.packing {
         Packing::Ragged => piece!("lib/mask/rows"),
-        Packing::Twins => piece!("lib/mask/twins"),
+        packing if packing.has_twins() => piece!("lib/mask/twins"),
         _ if choice.form.in_pairs() => piece!("lib/mask/pairs"),
         _ => piece!("lib/mask/columns"),
     };

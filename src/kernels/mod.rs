@@ -210,7 +210,7 @@ impl Choice {
             && (self.batch_statistics || !self.some_valid)
             && (self.form.dtype == DType::F16 || self.native_f16 == NativeF16::Never)
             && (self.form.packing != Packing::Scalar || !self.wide)
-            && (self.form.packing != Packing::Twins || self.wide)
+            && (!self.form.packing.has_twins() || self.wide)
     }
 }
 
@@ -285,6 +285,8 @@ impl EntryPoint {
         match choice.form.packing {
             Packing::Ragged => !self.is_map() && !self.is_joined(),
             Packing::Mixed => self.is_map(),
+            // Only one of two vectors would be shared.
+            Packing::ChannelTwins => !self.is_joined(),
             _ if choice.form.in_pairs() && self.is_joined() => {
                 self.is_whole() && !choice.only(self.axes).masked()
             }

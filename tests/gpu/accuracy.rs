@@ -24,6 +24,7 @@ const SHAPES: &[(&[usize], Layout)] = &[
     (&[8, 4, 31, 31], Layout::ChannelsFirst),
     (&[7, 3, 31, 31], Layout::ChannelsFirst),
     (&[8, 32, 32, 4], Layout::ChannelsLast),
+    (&[8, 13, 13, 64], Layout::ChannelsLast),
     (&[8, 31, 31, 3], Layout::ChannelsLast),
 ];
 
@@ -109,6 +110,8 @@ fn long_channels(gpu: &Gpu, tuning: &Tuning) -> Outcome {
         ([1, 1, 1_000_001], Layout::ChannelsFirst),
         ([1, 1, 2_000_000], Layout::ChannelsFirst),
         ([1, 500_000, 4], Layout::ChannelsLast),
+        ([1, 31_250, 64], Layout::ChannelsLast),
+        ([8_000, 3, 49], Layout::ChannelsFirst),
     ] {
         for offset in [0.0, 1e3, 1e7] {
             let x = normal(&dims, offset, 1.0, 5);

@@ -131,6 +131,7 @@ fn small_bindings(gpu: &Gpu) -> Outcome {
         (&[160, 3, 16], Layout::ChannelsFirst),
         (&[2800, 7], Layout::ChannelsFirst),
         (&[1200, 4, 5, 8], Layout::ChannelsLast),
+        (&[300, 72], Layout::ChannelsFirst),
         // Whole columns.
         (&[3, 30, 401], Layout::ChannelsFirst),
         (&[3, 30, 400], Layout::ChannelsFirst),

@@ -27,6 +27,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
             Ok(())
         }),
         adapter.trial("modes in every layout and storage type", every_mode),
+        adapter.trial("modes of packs at one address", modes_of_twins),
         adapter.trial("pairs of small channels", pairs_of_channels),
         adapter.trial("any modes, shapes and offsets", random_modes),
         adapter.trial("both passes cut the same values", same_values_are_cut),
@@ -221,6 +222,27 @@ fn pairs_of_channels(gpu: &Gpu) -> Outcome {
 }
 
 /// A twentieth of the random cases of `properties.rs`: nearly every one has kernels of its own.
+/// Planes, and channels that lie last, of multiples of eight, on a software adapter: also where lanes and walks
+/// are left over.
+fn modes_of_twins(gpu: &Gpu) -> Outcome {
+    let options = Options::default()
+        .activation(Activation::Relu)
+        .tuning(Tuning::cpu());
+    for (dims, layout) in [
+        ([3, 5, 5, 72], Layout::ChannelsLast),
+        ([5, 3, 5, 8], Layout::ChannelsFirst),
+    ] {
+        for dtype in DTYPES {
+            for seed in 0..6 {
+                let mut random = StdRng::seed_from_u64(seed);
+                one_mode(gpu, &dims, layout, dtype, 1.0, &options, &mut random)
+                    .map_err(|error| format!("{seed}: {layout:?} {dims:?} {dtype:?}: {error}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn random_modes(gpu: &Gpu) -> Outcome {
     for seed in 0..properties::cases()? / 20 {
         let mut random = StdRng::seed_from_u64(seed.into());
@@ -495,6 +517,7 @@ fn one_value(gpu: &Gpu) -> Outcome {
 /// Padding that is no number, at an offset, leaves the digits of what is valid.
 fn padding(gpu: &Gpu) -> Outcome {
     for (layout, dims) in [
+        (Layout::ChannelsLast, [6, 40, 64]),
         (Layout::ChannelsLast, [6, 40, 8]),
         (Layout::ChannelsLast, [6, 40, 3]),
         (Layout::ChannelsFirst, [6, 8, 40]),
@@ -502,7 +525,7 @@ fn padding(gpu: &Gpu) -> Outcome {
         (Layout::ChannelsFirst, [6, 3, 37]),
     ] {
         for offset in [0.0, 1e7] {
-            for tuning in [Tuning::gpu(), many_splits(true)] {
+            for tuning in [Tuning::gpu(), Tuning::cpu(), many_splits(true)] {
                 padded(gpu, layout, dims, offset, tuning)
                     .map_err(|error| format!("{layout:?} {dims:?} {offset:e}: {error}"))?;
             }
@@ -518,7 +541,11 @@ fn padded(gpu: &Gpu, layout: Layout, dims: [usize; 3], offset: f64, tuning: Tuni
         Layout::ChannelsFirst => 2,
         Layout::ChannelsLast => 1,
     };
-    let mut x = normal(&dims, offset, 1.0, 1);
+    // Every channel has its own.
+    let mut x = normal(&dims, 0.0, 1.0, 1);
+    for (channel, mut values) in x.axis_iter_mut(ndarray::Axis(3 - axis)).enumerate() {
+        values += [1.0, 0.0, -1.0][channel % 3] * offset as f32;
+    }
     for (index, value) in x.indexed_iter_mut() {
         if index[axis] >= lengths[index[0]] {
             *value = f32::NAN;

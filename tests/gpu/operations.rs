@@ -50,6 +50,7 @@ const SHAPES: &[(&[usize], Layout)] = {
         (&[1, 300, 20, 1], Last),
         (&[2, 3, 2, 3, 4], Last),
         (&[2, 2, 2, 2, 5], Last),
+        (&[3, 5, 5, 264], Last),
         // One value more or less than a whole number of workgroups, lanes or packs.
         (&[1, 1, 1023], First),
         (&[1, 1, 1025], First),

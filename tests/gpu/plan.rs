@@ -65,6 +65,7 @@ const SHAPES: &[(&[usize], Layout)] = &[
     // Packs that mix channels.
     (&[32, 5, 3, 3], Layout::ChannelsFirst),
     (&[4, 6, 6, 8], Layout::ChannelsLast),
+    (&[4, 3, 5, 72], Layout::ChannelsLast),
     (&[4, 7, 7, 5], Layout::ChannelsLast),
     (&[300, 3], Layout::ChannelsFirst),
     // An odd number of values.

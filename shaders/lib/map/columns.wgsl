@@ -13,7 +13,12 @@ fn put_two(another: bool, at: Two, first: Result, second: Result) {
 }
 
 fn map_tile(tile: Tile) {
-    let c = coefficients(tile.column);
+    // Of both vectors, if there are two.
+    let c = coefficients(vector_of(tile, 0u));
+    var d = c;
+    if VECTORS == 2u {
+        d = coefficients(vector_of(tile, 1u));
+    }
     // The loads of four packs are under way before the first is used.
     var walk = walk(tile);
     while walk.remaining >= 4u {
@@ -22,9 +27,9 @@ fn map_tile(tile: Tile) {
         // A word of a mask has the bits of all four.
         begin(at.first, c);
         let result_0 = result_at(at.first, c);
-        let result_1 = result_at(at.second, c);
+        let result_1 = result_at(at.second, d);
         let result_2 = result_at(at_behind.first, c);
-        let result_3 = result_at(at_behind.second, c);
+        let result_3 = result_at(at_behind.second, d);
         put_two(true, at, result_0, result_1);
         put_two(true, at_behind, result_2, result_3);
         finish(at_behind.second, c);
@@ -38,8 +43,9 @@ fn map_tile(tile: Tile) {
         let at_2 = next_if(is_third, at.second, &walk);
         begin(at.first, c);
         let result_0 = result_at(at.first, c);
-        let result_1 = result_at(at.second, c);
-        let result_2 = result_at(at_2, c);
+        let result_1 = result_at(at.second, d);
+        // Of twins the second again, whose bits in a mask are then set twice.
+        let result_2 = result_at(at_2, d);
         put_two(rest > 1u, at, result_0, result_1);
         if is_third {
             put(at_2.address, result_2, result_2);

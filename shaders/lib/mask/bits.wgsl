@@ -22,7 +22,7 @@ fn mask_place(at: Place) -> MaskPlace {
     return MaskPlace(index, step % PACKS_PER_WORD * VALUES);
 }
 
-/// The index of a column's first word.
-fn mask_column(column: u32) -> u32 {
-    return geometry.mask_first + column * geometry.mask_column_step;
+/// The index of the first word of a vector's column.
+fn mask_column(vector: u32) -> u32 {
+    return geometry.mask_first + vector / VECTORS * geometry.mask_column_step;
 }

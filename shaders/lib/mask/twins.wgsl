@@ -2,7 +2,7 @@
 // are neighbours in their lane's walk.
 
 fn mask_number(at: Place) -> u32 {
-    let both = (at.number - 2u * geometry.first_number) / 2u;
+    let both = at.number / NUMBERS - geometry.first_number;
     let lanes = 1u << geometry.mask_shift;
     let step = 2u * (both >> geometry.mask_shift) + at.twin;
     return step * lanes + (both & (lanes - 1u));

@@ -8,6 +8,6 @@ fn next_two(another: bool, walk: ptr<function, Walk>) -> Two {
     let both = next(walk);
     return Two(
         Place(both.address, 0u, both.place_in_plane, both.number, false),
-        Place(both.address, 1u, both.place_in_plane, both.number + 1u, both.last),
+        Place(both.address, 1u, both.place_in_plane, both.number + NUMBERS - 1u, both.last),
     );
 }
