@@ -221,7 +221,6 @@ fn pairs_of_channels(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-/// A twentieth of the random cases of `properties.rs`: nearly every one has kernels of its own.
 /// Planes, and channels that lie last, of multiples of eight, on a software adapter: also where lanes and walks
 /// are left over.
 fn modes_of_twins(gpu: &Gpu) -> Outcome {
@@ -243,6 +242,7 @@ fn modes_of_twins(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
+/// A twentieth of the random cases of `properties.rs`: nearly every one has kernels of its own.
 fn random_modes(gpu: &Gpu) -> Outcome {
     for seed in 0..properties::cases()? / 20 {
         let mut random = StdRng::seed_from_u64(seed.into());
