@@ -89,9 +89,9 @@ fn channel_of(vector: u32) -> Channel {
 
 fn term_at(at: Place, channel: Channel) -> Term {
     let off = from_mean(x_at(at), channel.pivot, channel.remainder);
-    read_cut(at, channel.cut);
+    read_cut_of_one(at, channel.cut);
     // What belongs to other columns says nothing.
-    let before = gradient_before(dy_at(at), off, at, channel.cut);
+    let before = gradient_before(dy_at(at), off, channel.cut);
     let gradient = select(Pack(), before, own_at(at));
     if PRODUCTS {
         // Padding with a gradient of 0 says nothing, whatever x holds there.
@@ -150,6 +150,7 @@ fn sums_of(tile: Tile) -> Own {
     while walk.remaining >= 4u {
         let at = next_two(true, &walk);
         let at_behind = next_two(true, &walk);
+        read_cut_of_four(at.first, channel.cut);
         let a = term_at(at.first, channel);
         let b = term_at(at.second, other);
         let c = term_at(at_behind.first, channel);
@@ -162,6 +163,7 @@ fn sums_of(tile: Tile) -> Own {
         // Of twins never, as is known when this is compiled.
         let is_third = rest > 2u && TWINS == 1u;
         let at_c = next_if(is_third, at.second, &walk);
+        read_cut_of_four(at.first, channel.cut);
         let a = term_at(at.first, channel);
         let b = counted_term(term_at(at.second, other), rest > 1u);
         let c = counted_term(term_at(at_c, channel), is_third);

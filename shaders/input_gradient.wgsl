@@ -43,7 +43,7 @@ fn begin(at: Place, c: Coefficients) {
 
 fn result_at(at: Place, c: Coefficients) -> Result {
     let off = from_mean(x_at(at), c.pivot, c.remainder);
-    let gradient = gradient_before(dy_at(at), off, at, c.cut);
+    let gradient = gradient_before(dy_at(at), off, c.cut);
     var of_x = gradient;
     if BATCH_STATISTICS {
         of_x = select(gradient, (gradient - c.mean) - off * c.slope, valid_at(at));

@@ -37,12 +37,13 @@ fn coefficients(column: u32) -> Coefficients {
 }
 
 fn begin(at: Place, c: Coefficients) {
+    begin_kept(at, c.kept);
 }
 
 fn result_at(at: Place, c: Coefficients) -> Result {
     let off = from_mean(x_at(at), c.centre.pivot, c.centre.remainder);
     let z = with_residual(normalized(off, c.scale, c.shift), at);
-    keep(z, at);
+    keep(z);
     return activated(z);
 }
 
@@ -51,7 +52,7 @@ fn put(index: u32, result: Result, next: Result) {
 }
 
 fn finish(at: Place, c: Coefficients) {
-    write_kept(at, c.kept);
+    write_kept(at);
 }
 
 @compute @workgroup_size(LANES)

@@ -532,6 +532,10 @@ impl Divisions {
     ) -> Self {
         let tensor = Block::new(view, form.packing);
         let slices = Slices::new(tensor, form.pack_bytes(), 1, limits);
+        let whole = match slices.slices.len() {
+            1 => Whole::new(view, form, masked, tuning, limits),
+            _ => None,
+        };
         // Every slice has partial results of its own. Those of columns that it does not cover stay
         // zero, as the buffer was made.
         let mut first_split = 0;
@@ -542,7 +546,15 @@ impl Divisions {
                 Packing::Mixed => {
                     Division::ragged_reduction(view, form.of_reductions(), tuning, limits)
                 }
-                _ => Division::reduction(slice.block, form, tuning, limits),
+                // Four packs of a lane are then in one word of the mask, as `shaders/gradients.wgsl` reads it.
+                _ if masked && !form.in_pairs() => {
+                    let lanes = word_lanes(slice.block, form, whole.as_ref(), tuning);
+                    Division::reduction(slice.block, lanes, 4 * lanes.shared, tuning, limits)
+                }
+                _ => {
+                    let lanes = lanes(slice.block, form, tuning);
+                    Division::reduction(slice.block, lanes, 1, tuning, limits)
+                }
             };
             slices.place(slice, &mut reduction.geometry);
             reduction.geometry.first_split = first_split;
@@ -554,10 +566,6 @@ impl Divisions {
             _ => view.channels,
         };
         let merge = Division::merge(all_columns as u32, first_split, tuning, limits);
-        let whole = match slices.slices.len() {
-            1 => Whole::new(view, form, masked, tuning, limits),
-            _ => None,
-        };
         let mut divisions = Self {
             map_slices: slices.clone(),
             slices,
@@ -592,18 +600,12 @@ impl Divisions {
         let packs_per_word = form.packs_per_word();
         for (slice, reduction) in self.slices.slices.iter().zip(&mut self.reductions) {
             let block = slice.block;
-            let multiple = if masked { packs_per_word } else { 1 };
-            // A mask must suit the lanes of both, but where packs mix channels only one has a part in it.
-            let lanes = match &self.whole {
-                Some(whole) if masked && !form.packing.mixes() => {
-                    let launch = whole.passes[0].launch;
-                    Lanes {
-                        across: launch.lanes_x.into(),
-                        spread: false,
-                        shared: launch.lanes_y.into(),
-                    }
-                }
-                _ => map_lanes(block, form, masked, tuning),
+            let (lanes, multiple) = match masked {
+                true => (
+                    word_lanes(block, form, self.whole.as_ref(), tuning),
+                    packs_per_word,
+                ),
+                false => (lanes(block, form, tuning), 1),
             };
             let mut map = Division::map(block, form, lanes, multiple, tuning, limits);
             self.slices.place(slice, &mut map.geometry);
@@ -653,7 +655,7 @@ impl Divisions {
                 .min(power_of_two_up_to(binding / (4 * packs_per_word))),
             ..tuning.clone()
         };
-        let lanes = word_lanes(pairs, form, &narrow);
+        let lanes = word_lanes(pairs, form, None, &narrow);
         self.map_slices = Slices::new(pairs, 4, packs_per_word * lanes.shared, limits);
         for slice in &self.map_slices.slices {
             let mut map = Division::map(slice.block, form, lanes, packs_per_word, tuning, limits);
@@ -718,9 +720,14 @@ impl Whole {
 }
 
 impl Division {
-    /// For a reduction of each column to one partial result per split.
-    fn reduction(block: Block, form: Form, tuning: &Tuning, limits: &wgpu::Limits) -> Self {
-        let lanes = lanes(block, form, tuning);
+    /// For a reduction of each column to one partial result per split, each of a multiple of so many packs.
+    fn reduction(
+        block: Block,
+        lanes: Lanes,
+        multiple: u64,
+        tuning: &Tuning,
+        limits: &wgpu::Limits,
+    ) -> Self {
         let tiles = block.columns.div_ceil(lanes.across);
         let wanted = u64::from(tuning.reduction_workgroups).div_ceil(tiles);
         let splits_for = |packs: u64| block.length().div_ceil(lanes.shared * packs);
@@ -728,14 +735,15 @@ impl Division {
         let splits = wanted
             .min(splits_for(tuning.reduction_packs_min.into()))
             .max(splits_for(most.min(tuning.reduction_packs_max.into())));
-        let split_length = block.length().div_ceil(splits);
-        Self::new(block, lanes, split_length, limits)
+        let split_length = block.length().div_ceil(splits).next_multiple_of(multiple);
+        Self::new(block, lanes, split_length.min(block.length()), limits)
     }
 
     /// The same in packs of which a column's plane has a part of the first and of the last.
     fn ragged_reduction(view: View, form: Form, tuning: &Tuning, limits: &wgpu::Limits) -> Self {
         let block = Block::new(view, Packing::Ragged);
-        let mut reduction = Self::reduction(block, form, tuning, limits);
+        let lanes = lanes(block, form, tuning);
+        let mut reduction = Self::reduction(block, lanes, 1, tuning, limits);
         // Addresses count values.
         let values = Block::new(view, Packing::Scalar);
         let outer_step = values.columns * values.plane;
@@ -910,19 +918,23 @@ fn lanes(block: Block, form: Form, tuning: &Tuning) -> Lanes {
 }
 
 /// The same where lanes write words of a mask: no more on a column than leave each four packs and eight values,
-/// so that a mask has at most four bits for each value, and hardly more than one where lanes have many.
-fn word_lanes(block: Block, form: Form, tuning: &Tuning) -> Lanes {
+/// so that a mask has at most four bits for each value, and hardly more than one where lanes have many. Those of
+/// kernels that take columns whole, if there are any: the mask suits both, but where packs mix channels only one
+/// has a part in it.
+fn word_lanes(block: Block, form: Form, whole: Option<&Whole>, tuning: &Tuning) -> Lanes {
+    if let Some(whole) = whole
+        && !form.packing.mixes()
+    {
+        let launch = whole.passes[0].launch;
+        return Lanes {
+            across: launch.lanes_x.into(),
+            spread: false,
+            shared: launch.lanes_y.into(),
+        };
+    }
     let packs = least_packs(form).max(8 / form.packing.values());
     let shared = power_of_two_up_to(block.length() / packs);
     shared_lanes(block, form, shared.into(), tuning)
-}
-
-/// The lanes of an element-wise kernel over columns, which may write a mask.
-fn map_lanes(block: Block, form: Form, masked: bool, tuning: &Tuning) -> Lanes {
-    match masked {
-        true => word_lanes(block, form, tuning),
-        false => lanes(block, form, tuning),
-    }
 }
 
 /// With at most so many lanes, a power of two, on a column.
@@ -975,13 +987,16 @@ fn grid(workgroups: u64, limits: &wgpu::Limits) -> [u32; 2] {
     [x as u32, workgroups.div_ceil(x) as u32]
 }
 
-/// Where a column is probed for its pivot: nine places spread over the batch and, in another
-/// order, over the plane, so that a border around every image cannot catch them all.
+/// Where a column is probed for its pivot: nine places spread over the batch and, otherwise, over the plane. Each is an
+/// irrational part of its own, of a prime's square root or cube root: equal steps, of whatever length, may suit the
+/// rows of an image, so that all lie in one column, which may be padding.
 fn probes(block: Block) -> [u32; 12] {
+    let part = |root: f64, length: u64| (root.fract() * length as f64) as u64;
     let mut probes = [0; 12];
-    for (i, probe) in (0..9).zip(&mut probes) {
-        let outer = (2 * i + 1) * block.outer / 18;
-        let place = (2 * (5 * i % 9) + 1) * block.plane / 18;
+    let primes = [2.0_f64, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0, 23.0];
+    for (prime, probe) in primes.into_iter().zip(&mut probes) {
+        let outer = part(prime.sqrt(), block.outer);
+        let place = part(prime.cbrt(), block.plane);
         *probe = (outer * block.columns * block.plane + place) as u32;
     }
     probes
@@ -1150,6 +1165,25 @@ mod tests {
         let word = (step / packs_per_word * lanes + number % lanes) * g.mask_word_step;
         let first = g.mask_first.wrapping_add(column * g.mask_column_step);
         (first.wrapping_add(word), step % packs_per_word * values)
+    }
+
+    /// Four packs that a lane comes to: how many came, and the word and bit of the first.
+    #[derive(Default)]
+    struct Four {
+        came: u32,
+        first: (u32, u32),
+    }
+
+    impl Four {
+        /// The next pack's bits are in the word of the first, and next to those of the one before.
+        fn check(&mut self, bit: (u32, u32), values: u32, last: bool) {
+            if self.came == 0 {
+                self.first = bit;
+            }
+            let (word, first) = self.first;
+            assert_eq!(bit, (word, first + self.came * values));
+            self.came = if last { 0 } else { (self.came + 1) % 4 };
+        }
     }
 
     /// The number of `shaders/lib/mask/pairs.wgsl`.
@@ -1328,8 +1362,7 @@ mod tests {
                                 assert_eq!(written[pack].replace((word, bit)), None);
                             }
                         };
-                        // What came before in the same four packs of a lane.
-                        let (mut word_of_four, mut in_four) = (0, 0);
+                        let mut four = Four::default();
                         walk(form, map.launch, g, |column, at| {
                             let Place {
                                 address,
@@ -1349,9 +1382,7 @@ mod tests {
                                 let pack = slice.first_pack + u64::from(address - g.first_address);
                                 let bit = mask_bit(g, column, number - g.first_number, values);
                                 keep(pack as usize, bit, last);
-                                assert!(in_four == 0 || word_of_four == bit.0, "{view:?}");
-                                word_of_four = bit.0;
-                                in_four = if last { 0 } else { (in_four + 1) % 4 };
+                                four.check(bit, values, last);
                             }
                         });
                     }
@@ -1366,6 +1397,7 @@ mod tests {
                 }
                 for (slice, reduction) in slices.slices.iter().zip(&divisions.reductions) {
                     let g = reduction.geometry;
+                    let mut four = Four::default();
                     walk(form.of_reductions(), reduction.launch, g, |column, at| {
                         let mut pack = slice.first_pack + u64::from(at.address - g.first_address);
                         let bit = if form.packing == Packing::Mixed {
@@ -1380,7 +1412,9 @@ mod tests {
                         } else if form.in_pairs() {
                             mask_bit(g, column, number_in_pairs(g, at.address), 1)
                         } else {
-                            mask_bit(g, column, at.number - g.first_number, values)
+                            let bit = mask_bit(g, column, at.number - g.first_number, values);
+                            four.check(bit, values, at.last);
+                            bit
                         };
                         // The last pack of a plane that mixes channels may be none of the tensor's.
                         if pack < slices.tensor.packs() {

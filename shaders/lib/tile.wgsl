@@ -185,7 +185,8 @@ fn next(walk: ptr<function, Walk>) -> Place {
     );
     let next_address = now.address + now.steps.in_tensor;
     let next_place = now.place_in_plane + now.steps.in_plane;
-    let is_past = next_place >= now.steps.plane;
+    // In planes of one pack never, as is known when this is compiled.
+    let is_past = !ONE_PACK && next_place >= now.steps.plane;
     *walk = Walk(
         next_address + select(0u, now.steps.next_plane, is_past),
         next_place - select(0u, now.steps.plane, is_past),

@@ -2,7 +2,7 @@
 //!
 //! With γ = 1, β = 0: `|y − y64| ≤ 1e-6·max(1, |y64|)`; the variance within 1e-6 of its value; dx and
 //! dγ within 1e-5 of their largest magnitude. For x ~ N(offset, σ²) with offsets from 0 to 1e7 and σ
-//! from 1e-2 to 1e3; with padding around it; with an outlier (there y within 4e-6).
+//! from 1e-2 to 1e3; with padding around it or at one side; with an outlier (there y within 4e-6).
 
 #[path = "../../examples/accuracy.rs"]
 #[allow(dead_code, reason = "the tests measure, but print no table")]
@@ -56,6 +56,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
                 trial("of channels far apart", far_apart),
                 trial("of long channels", long_channels),
                 trial("with padding", padding),
+                trial("with zeros at one side", zeros_at_one_side),
                 trial("with an outlier", outliers),
             ]
         })
@@ -143,20 +144,40 @@ fn padding(gpu: &Gpu, tuning: &Tuning) -> Outcome {
     Ok(())
 }
 
+/// A column of zeros at one side of images, of 18 or 36 rows: places at equal distances may all lie in one column.
+fn zeros_at_one_side(gpu: &Gpu, tuning: &Tuning) -> Outcome {
+    for (dims, axis, layout) in [
+        ([1, 3, 18, 224], 3, Layout::ChannelsFirst),
+        ([1, 3, 36, 225], 3, Layout::ChannelsFirst),
+        ([2, 18, 224, 4], 2, Layout::ChannelsLast),
+        ([9, 18, 224, 3], 2, Layout::ChannelsLast),
+        ([4, 36, 36, 4], 2, Layout::ChannelsLast),
+    ] {
+        for (offset, sigma) in offsets_and_deviations() {
+            let mut x = normal(&dims, offset, sigma, 7);
+            x.slice_axis_mut(Axis(axis), Slice::from(..1)).fill(0.0);
+            contract(gpu, &x, layout, tuning, 1e-6)
+                .map_err(|error| format!("{dims:?}, {offset:e} ± {sigma:e}: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// One value of every channel 10⁴ standard deviations off, to either side: the first, a middle one
 /// or the last; and, with some offsets, where the pivot is looked for in rows.
 fn outliers(gpu: &Gpu, tuning: &Tuning) -> Outcome {
     for &(dims, layout) in SHAPES {
         let ends = offsets_and_deviations()
             .flat_map(|(offset, sigma)| [0.0, 0.5, 1.0].map(|place| (offset, sigma, place)));
-        let probes = [1e3, 1e5, 1e7].into_iter().flat_map(|offset| {
-            (0..9).map(move |probe| (offset, 1.0, f64::from(2 * probe + 1) / 18.0))
-        });
+        let primes = [2.0_f64, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0, 23.0];
+        let probes = [1e3, 1e5, 1e7]
+            .into_iter()
+            .flat_map(|offset| primes.map(move |prime| (offset, 1.0, prime.sqrt().fract())));
         for (case, (offset, sigma, place)) in ends.chain(probes).enumerate() {
             let mut x = normal(dims, offset, sigma, 8);
             let side = if case % 2 == 0 { 1e4 } else { -1e4 };
             for mut channel in x.axis_iter_mut(channels(layout)) {
-                let index = ((channel.len() - 1) as f64 * place).round() as usize;
+                let index = ((channel.len() as f64 * place) as usize).min(channel.len() - 1);
                 if let Some(value) = channel.iter_mut().nth(index) {
                     *value = (offset + side * sigma) as f32;
                 }

@@ -135,7 +135,7 @@ fn small_bindings(gpu: &Gpu) -> Outcome {
         // Whole columns.
         (&[3, 30, 401], Layout::ChannelsFirst),
         (&[3, 30, 400], Layout::ChannelsFirst),
-        (&[2, 200, 5, 5], Layout::ChannelsFirst),
+        (&[2, 100, 5, 9], Layout::ChannelsFirst),
         // Parts of a plane.
         (&[3, 2, 10_001], Layout::ChannelsFirst),
         (&[2, 5, 10_000], Layout::ChannelsFirst),

@@ -3,23 +3,39 @@
 @group(0) @binding(8) var<storage, read> mask: array<u32>;
 
 struct Cut {
-    /// The index of the column's first word.
-    column: u32,
+    words: Words,
 }
 
 fn cut_of(column: u32) -> Cut {
-    return Cut(mask_column(column));
+    return Cut(words_of(column));
 }
 
-/// The word that was read last.
-var<private> cut_word: u32;
+/// What is left of the word that was read last: the bits of the pack that comes next are the lowest.
+var<private> cut_bits: u32;
 
-/// Reads the word that holds the bits of a place.
+/// Reads the word that holds the bits of a pack, and of those that follow it in its lane's walk.
 fn read_cut(at: Place, cut: Cut) {
-    cut_word = mask[cut.column + mask_place(at).word];
+    let place = mask_place(at, cut.words);
+    cut_bits = mask[place.word] >> place.shift;
 }
 
-/// The gradient of what enters the activation, at a place whose word was read.
-fn gradient_before(dy: Pack, from_mean: Pack, at: Place, cut: Cut) -> Pack {
-    return gradient_of(dy, flags_of(cut_word >> mask_place(at).shift));
+/// The same in a reduction, for four packs from one on: where they are in one word.
+fn read_cut_of_four(at: Place, cut: Cut) {
+    if FOUR_IN_WORD {
+        read_cut(at, cut);
+    }
+}
+
+/// And for one pack, where they are not.
+fn read_cut_of_one(at: Place, cut: Cut) {
+    if !FOUR_IN_WORD {
+        read_cut(at, cut);
+    }
+}
+
+/// The gradient of what enters the activation, of the pack that comes next.
+fn gradient_before(dy: Pack, from_mean: Pack, cut: Cut) -> Pack {
+    let passed = flags_of(cut_bits);
+    cut_bits >>= VALUES;
+    return gradient_of(dy, passed);
 }

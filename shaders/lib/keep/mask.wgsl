@@ -3,27 +3,36 @@
 @group(0) @binding(8) var<storage, read_write> mask: array<u32>;
 
 struct Kept {
-    /// The index of the column's first word.
-    column: u32,
+    words: Words,
 }
 
-/// The bits of the word that this lane is at.
+/// The word that this lane is at: its index, …
+var<private> word_at: u32;
+/// … its bits, and how many of them are there.
 var<private> word: u32;
+var<private> word_bits: u32;
 
 fn kept_of(column: u32) -> Kept {
-    return Kept(mask_column(column));
+    return Kept(words_of(column));
 }
 
-fn keep(z: Pack, at: Place) {
-    let place = mask_place(at);
-    let bits = bits_of(passes(z)) << place.shift;
-    word = select(word, 0u, place.shift == 0u) | bits;
+/// Before a pack, and those that follow it in its lane's walk, up to `write_kept`.
+fn begin_kept(at: Place, kept: Kept) {
+    let place = mask_place(at, kept.words);
+    word_at = place.word;
+    word = select(word, 0u, place.shift == 0u);
+    word_bits = place.shift;
 }
 
-/// Writes the word if `at` is the last place whose bits it holds.
-fn write_kept(at: Place, kept: Kept) {
-    let place = mask_place(at);
-    if at.last || place.shift + VALUES == 32u {
-        mask[kept.column + place.word] = word;
+/// Keeps what comes next.
+fn keep(z: Pack) {
+    word |= bits_of(passes(z)) << word_bits;
+    word_bits += VALUES;
+}
+
+/// Writes the word if it is full, or `at` its lane's last place.
+fn write_kept(at: Place) {
+    if at.last || word_bits == 32u {
+        mask[word_at] = word;
     }
 }

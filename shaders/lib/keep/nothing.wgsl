@@ -8,8 +8,11 @@ fn kept_of(column: u32) -> Kept {
     return Kept();
 }
 
-fn keep(z: Pack, at: Place) {
+fn begin_kept(at: Place, kept: Kept) {
 }
 
-fn write_kept(at: Place, kept: Kept) {
+fn keep(z: Pack) {
+}
+
+fn write_kept(at: Place) {
 }

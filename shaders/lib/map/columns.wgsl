@@ -1,7 +1,8 @@
 // An element-wise kernel over columns: a workgroup takes some columns and one split of each.
 //
 // The kernel says what belongs to a channel (`coefficients`), what becomes of a pack (`result_at`),
-// where that goes (`put`), and what is to be done before and after a pack, or four (`begin`, `finish`).
+// where that goes (`put`), and what is to be done before and after a pack, or four (`begin`, `finish`), whose
+// results are asked for in the walk's order.
 
 /// The results at two places, if there is another; else at the first.
 fn put_two(another: bool, at: Two, first: Result, second: Result) {
@@ -44,7 +45,7 @@ fn map_tile(tile: Tile) {
         begin(at.first, c);
         let result_0 = result_at(at.first, c);
         let result_1 = result_at(at.second, d);
-        // Of twins the second again, whose bits in a mask are then set twice.
+        // Of twins the second again. Bits in a mask then lie behind the last, where none are read.
         let result_2 = result_at(at_2, d);
         put_two(rest > 1u, at, result_0, result_1);
         if is_third {

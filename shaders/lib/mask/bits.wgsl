@@ -6,23 +6,41 @@
 
 const PACKS_PER_WORD: u32 = 32u / VALUES;
 
+/// The words of a column. Loaded once: see `Steps` in lib/tile.
+struct Words {
+    /// The index of the first.
+    first: u32,
+    /// From one to the next.
+    step: u32,
+    /// 2^lanes_log2 lanes wrote them.
+    lanes_log2: u32,
+    /// The number of the slice's first pack in its column.
+    first_number: u32,
+}
+
+/// The words of a vector's column.
+fn words_of(vector: u32) -> Words {
+    return Words(
+        geometry.mask_first + vector / VECTORS * geometry.mask_column_step,
+        geometry.mask_word_step,
+        geometry.mask_shift,
+        geometry.first_number,
+    );
+}
+
 struct MaskPlace {
-    /// The index of the word, from that of the column's first on.
+    /// The index of the word.
     word: u32,
     /// Where in the word the pack's bits start.
     shift: u32,
 }
 
-fn mask_place(at: Place) -> MaskPlace {
-    let number = mask_number(at);
-    let lanes = 1u << geometry.mask_shift;
-    let step = number >> geometry.mask_shift;
+fn mask_place(at: Place, words: Words) -> MaskPlace {
+    let number = mask_number(at, words);
+    let lanes = 1u << words.lanes_log2;
+    let step = number >> words.lanes_log2;
     let word = step / PACKS_PER_WORD * lanes + (number & (lanes - 1u));
-    let index = word * geometry.mask_word_step + mask_offset(at);
-    return MaskPlace(index, step % PACKS_PER_WORD * VALUES);
-}
-
-/// The index of the first word of a vector's column.
-fn mask_column(vector: u32) -> u32 {
-    return geometry.mask_first + vector / VECTORS * geometry.mask_column_step;
+    let index = words.first + word * words.step + mask_offset(at, words);
+    // The maximum is the index itself: see lib/wide_word.
+    return MaskPlace(max(index, words.first), step % PACKS_PER_WORD * VALUES);
 }

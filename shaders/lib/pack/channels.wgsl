@@ -11,6 +11,8 @@ alias PerChannel = vec4<f32>;
 const VALUES: u32 = 4u;
 /// At how many places of a channel a pack's values lie.
 const PLACES: u32 = 1u;
+/// Whether every plane is one pack in this packing.
+const ONE_PACK: bool = true;
 
 /// The sum of a pack's values, channel by channel.
 fn fold(pack: Pack) -> PerChannel {

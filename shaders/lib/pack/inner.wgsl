@@ -11,6 +11,8 @@ alias PerChannel = f32;
 const VALUES: u32 = 4u;
 /// At how many places of a channel a pack's values lie.
 const PLACES: u32 = 4u;
+/// Whether every plane is one pack in this packing.
+const ONE_PACK: bool = false;
 
 /// The sum of a pack's values, channel by channel.
 fn fold(pack: Pack) -> PerChannel {
