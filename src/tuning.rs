@@ -29,9 +29,8 @@ pub struct Tuning {
     pub reduction_workgroups: u32,
     /// Packs that an invocation should at least get in a reduction before it is split further.
     pub reduction_packs_min: u32,
-    /// Packs that an invocation gets at most in a reduction; rounded up to a multiple of four where there
-    /// is an activation. It bounds the rounding error of
-    /// the longest chain of additions.
+    /// Packs that an invocation gets at most in a reduction, rounded up to a multiple of four where
+    /// there is an activation. It bounds the rounding error of the longest chain of additions.
     pub reduction_packs_max: u32,
     /// Packs for each invocation in an element-wise kernel, 16 at least where they mix channels.
     pub map_packs: u32,
