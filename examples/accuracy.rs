@@ -9,7 +9,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, StandardNormal};
 use wgpu_batchnorm::{
-    BatchNorm, Error, Gpu, Layout, Options, RunningVariance, Tensor, Tuning, cpu,
+    BatchNorm, Error, Extra, Gpu, Layout, Options, RunningVariance, Tensor, Tuning, Valid, cpu,
 };
 
 const EPS: f64 = 1e-5;
@@ -27,11 +27,12 @@ pub struct Errors {
     pub dgamma: f64,
 }
 
-/// Measures a forward and a backward pass against the CPU path in f64.
+/// Measures a forward and a backward pass against the CPU path in f64. `valid` is the mask of the positions that count.
 pub fn measure(
     gpu: &Gpu,
     x: &ArrayD<f32>,
     dy: &ArrayD<f32>,
+    valid: Option<&ArrayD<bool>>,
     layout: Layout,
     tuning: Option<Tuning>,
 ) -> Result<Errors, Error> {
@@ -45,7 +46,14 @@ pub fn measure(
     }
     let x_tensor = Tensor::from_array(gpu, x, layout)?;
     let mut layer = BatchNorm::new(gpu, x_tensor.shape().channels(), options)?;
-    let y = layer.forward(&x_tensor)?.to_array_blocking()?;
+    let mask = valid
+        .map(|valid| Valid::from_mask(gpu, valid))
+        .transpose()?;
+    let extra = Extra {
+        residual: None,
+        valid: mask.as_ref(),
+    };
+    let y = layer.forward_with(&x_tensor, extra)?.to_array_blocking()?;
     let dy_tensor = Tensor::from_array(gpu, dy, layout)?;
     let dx = layer.backward(&dy_tensor)?.to_array_blocking()?;
     let state = layer.state_blocking()?;
@@ -54,10 +62,10 @@ pub fn measure(
     let (x, dy) = (x.mapv(f64::from), dy.mapv(f64::from));
     let affine = cpu::Affine::new(&state, layer.options());
     let gamma = &affine.gamma;
-    let batch = cpu::statistics(&x, layout)?;
+    let batch = cpu::moments(&x, layout, valid)?.statistics();
     let y64 = cpu::normalize(&x, layout, &batch, &affine, None)?;
-    let gradients = cpu::gradients(&x, &dy, layout, &batch, EPS, None)?;
-    let dx64 = cpu::input_gradient(&x, &dy, layout, &batch, EPS, gamma, &gradients, None)?;
+    let gradients = cpu::gradients(&x, &dy, layout, &batch, EPS, valid)?;
+    let dx64 = cpu::input_gradient(&x, &dy, layout, &batch, EPS, gamma, &gradients, valid)?;
 
     let dx_largest = largest(&dx64);
     let dgamma_largest = largest(&gradients.gamma);
@@ -156,7 +164,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
         let x = normal(&dims, theirs.offset, theirs.sigma, 1);
         let dy = normal(&dims, 0.0, 1.0, 2);
-        let ours = measure(&gpu, &x, &dy, layout, None)?;
+        let ours = measure(&gpu, &x, &dy, None, layout, None)?;
         let Theirs {
             sigma,
             offset,

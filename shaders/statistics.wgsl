@@ -17,8 +17,8 @@
 // saved ones, as constants: 1 / M is 0.
 //
 // Two things keep the digits at any offset of x: everything is measured from a pivot, a value of
-// the channel itself, and sums of squares are taken about the mean of a short block, then merged
-// by Chan's formula in a fixed order.
+// the channel itself, and squares are summed over short blocks, about their mean or the mean of
+// what came before, then merged by Chan's formula in a fixed order.
 // Twin on the CPU: src/cpu/statistics.rs.
 
 @group(0) @binding(12) var<storage, read_write> saved: array<PerChannel>;
@@ -176,6 +176,80 @@ fn merged_own(a: Own, b: Own) -> Own {
     return Own(first, first);
 }
 
+/// Sums over a block of packs, of what its values are from one that is near them.
+struct Block {
+    count: f32,
+    near: PerChannel,
+    sum: Pack,
+    squares: Pack,
+}
+
+/// An empty block, near a mean. The maximum is always the first, but compilers do not know: they would take
+/// `(pivot + mean) - pivot` for the mean, which it is not when rounded.
+fn block_near(mean: PerChannel, pivot: PerChannel) -> Block {
+    let near = max(pivot + mean, pivot - 2.0 * abs(mean));
+    return Block(0.0, near, Pack(), Pack());
+}
+
+fn with_pack(block: Block, loaded: Loaded) -> Block {
+    let off = select(Pack(), loaded.pack - block.near, loaded.valid);
+    return Block(
+        block.count + counted(loaded.valid),
+        block.near,
+        block.sum + off,
+        fma(off, off, block.squares),
+    );
+}
+
+/// The moments of a block, from the pivot.
+fn moments_of_block(block: Block, pivot: PerChannel) -> Moments {
+    let sum = fold(block.sum);
+    let mean = sum / max(block.count, 1.0);
+    return Moments(
+        block.count,
+        (block.near - pivot) + mean,
+        fma(-sum, mean, fold(block.squares)),
+    );
+}
+
+/// A block for each vector of a column; of one vector, the first one.
+struct Blocks {
+    first: Block,
+    second: Block,
+}
+
+/// Empty blocks, near the means of all before them.
+fn blocks_after(all: Own, pivots: PerVector) -> Blocks {
+    return Blocks(
+        block_near(all.first.mean, pivots.first),
+        block_near(all.second.mean, pivots.second),
+    );
+}
+
+/// With the walk's next two packs.
+fn with_two(blocks: Blocks, walk: ptr<function, Walk>) -> Blocks {
+    let two = next_two(true, walk);
+    let first = with_pack(blocks.first, loaded(two.first, true));
+    if VECTORS == 2u {
+        return Blocks(first, with_pack(blocks.second, loaded(two.second, true)));
+    }
+    let both = with_pack(first, loaded(two.second, true));
+    return Blocks(both, both);
+}
+
+fn moments_of_blocks(blocks: Blocks, pivots: PerVector) -> Own {
+    let first = moments_of_block(blocks.first, pivots.first);
+    if VECTORS == 2u {
+        return Own(first, moments_of_block(blocks.second, pivots.second));
+    }
+    return Own(first, first);
+}
+
+/// Packs of each vector in a block, at most. So an outlier's rounding errors do not enter all that comes after it.
+const BLOCK: u32 = 32u;
+/// How many values of a channel come before blocks: a quarter of one.
+const ENOUGH: f32 = f32(BLOCK * PLACES / 4u);
+
 /// The moments of what falls to one lane, from the pivots.
 struct Found {
     pivots: PerVector,
@@ -183,26 +257,39 @@ struct Found {
 }
 
 fn moments_of(tile: Tile, local: u32) -> Found {
-    // In blocks of eight packs, and groups of four blocks: short chains of merges, so that an
-    // outlier's rounding errors do not enter every merge after it. A block's loads are under way together.
-    // First come so many packs that whole blocks are left; the pivots are looked for meanwhile.
+    // First come so many packs that whole eights are left; the pivots are looked for meanwhile.
     var walk = walk(tile);
     let head = next_eight(&walk, walk.remaining - (max(walk.remaining, 1u) - 1u) / 8u * 8u);
     let pivots = pivots_of(tile, local);
     var own = moments_of_eight(head, pivots);
 
-    while walk.remaining > 0u {
-        var group = Own();
-        var blocks = 0u;
-        // Tested at its end: a software adapter runs a loop that is tested first once for nothing.
+    // Then eights in two passes, until enough is known of where the channel lies. Loops over them are tested at
+    // their end: a software adapter runs one that is tested first once for nothing.
+    if walk.remaining > 0u {
         loop {
-            group = merged_own(group, moments_of_eight(next_eight(&walk, 8u), pivots));
-            blocks += 1u;
+            own = merged_own(own, moments_of_eight(next_eight(&walk, 8u), pivots));
             continuing {
-                break if blocks == 4u || walk.remaining == 0u;
+                break if own.first.count >= ENOUGH || walk.remaining == 0u;
             }
         }
-        own = merged_own(own, group);
+    }
+
+    // Then blocks in one pass. A block's values may cancel by as much as its mean differs from `near`; Chan's formula
+    // adds at least a fifth of that to the variance anyway, as enough came before.
+    while walk.remaining > 0u {
+        var blocks = blocks_after(own, pivots);
+        var packs = 0u;
+        loop {
+            blocks = with_two(blocks, &walk);
+            blocks = with_two(blocks, &walk);
+            blocks = with_two(blocks, &walk);
+            blocks = with_two(blocks, &walk);
+            packs += 8u / VECTORS;
+            continuing {
+                break if packs == BLOCK || walk.remaining == 0u;
+            }
+        }
+        own = merged_own(own, moments_of_blocks(blocks, pivots));
     }
     return Found(pivots, own);
 }

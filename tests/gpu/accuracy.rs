@@ -2,7 +2,8 @@
 //!
 //! With γ = 1, β = 0: `|y − y64| ≤ 1e-6·max(1, |y64|)`; the variance within 1e-6 of its value; dx and
 //! dγ within 1e-5 of their largest magnitude. For x ~ N(offset, σ²) with offsets from 0 to 1e7 and σ
-//! from 1e-2 to 1e3; with padding around it or at one side; with an outlier (there y within 4e-6).
+//! from 1e-2 to 1e3; with padding around it or at one side; with an outlier (there y within 4e-6),
+//! also where only some positions count.
 
 #[path = "../../examples/accuracy.rs"]
 #[allow(dead_code, reason = "the tests measure, but print no table")]
@@ -58,6 +59,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
                 trial("with padding", padding),
                 trial("with zeros at one side", zeros_at_one_side),
                 trial("with an outlier", outliers),
+                trial("of some positions with an outlier", outliers_among_valid),
             ]
         })
         .collect()
@@ -65,8 +67,20 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
 
 /// Holds the contract, with another bound for y.
 fn contract(gpu: &Gpu, x: &ArrayD<f32>, layout: Layout, tuning: &Tuning, y_bound: f64) -> Outcome {
+    contract_of_valid(gpu, x, None, layout, tuning, y_bound)
+}
+
+/// The same where the mask says which positions count.
+fn contract_of_valid(
+    gpu: &Gpu,
+    x: &ArrayD<f32>,
+    valid: Option<&ArrayD<bool>>,
+    layout: Layout,
+    tuning: &Tuning,
+    y_bound: f64,
+) -> Outcome {
     let dy = normal(x.shape(), 0.0, 1.0, 6);
-    let errors = measure(gpu, x, &dy, layout, Some(tuning.clone()))?;
+    let errors = measure(gpu, x, &dy, valid, layout, Some(tuning.clone()))?;
     ensure!(
         errors.y <= y_bound && errors.var <= 1e-6 && errors.dx <= 1e-5 && errors.dgamma <= 1e-5,
         "{errors:?}"
@@ -185,6 +199,49 @@ fn outliers(gpu: &Gpu, tuning: &Tuning) -> Outcome {
             contract(gpu, &x, layout, tuning, 4e-6).map_err(|error| {
                 format!("{dims:?}, {offset:e} ± {sigma:e}, at {place}: {error}")
             })?;
+        }
+    }
+    Ok(())
+}
+
+/// Every other position counts or so, or those after the first two fifths, with zeros at the others; and of those that
+/// count, the first, a middle one or the last is 10⁴ standard deviations off in every channel.
+fn outliers_among_valid(gpu: &Gpu, tuning: &Tuning) -> Outcome {
+    for &(dims, layout) in SHAPES {
+        let axis = channels(layout);
+        let mut positions = dims.to_vec();
+        positions.remove(axis.index());
+        let noise = normal(&positions, 0.0, 1.0, 9);
+        let sparse = noise.mapv(|value| value > 0.0);
+        let mut late = sparse.clone();
+        let head = late.len() * 2 / 5;
+        for (index, counts) in late.iter_mut().enumerate() {
+            *counts = index >= head;
+        }
+        for (name, valid) in [("sparse", sparse), ("late", late)] {
+            let counted = valid.iter().filter(|&&counts| counts).count();
+            for (case, (offset, place)) in [0.0, 1e3, 1e7]
+                .into_iter()
+                .flat_map(|offset| [0, counted / 2, counted - 1].map(|place| (offset, place)))
+                .enumerate()
+            {
+                let mut x = normal(dims, offset, 1.0, 8);
+                let outlier = offset + if case % 2 == 0 { 1e4 } else { -1e4 };
+                for mut channel in x.axis_iter_mut(axis) {
+                    let mut seen = 0;
+                    for (value, &counts) in channel.iter_mut().zip(&valid) {
+                        match (counts, seen == place) {
+                            (false, _) => *value = 0.0,
+                            (true, true) => *value = outlier as f32,
+                            (true, false) => {}
+                        }
+                        seen += usize::from(counts);
+                    }
+                }
+                contract_of_valid(gpu, &x, Some(&valid), layout, tuning, 4e-6).map_err(
+                    |error| format!("{dims:?}, {name}, {offset:e}, at {place}: {error}"),
+                )?;
+            }
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ fn found(column: u32, index: u32, first: u32) -> PerVector {
     return PerVector(shared_mean[at], shared_mean[at]);
 }
 
-/// A valid value of each channel that is no outlier; 0 if there is none in the split.
+/// A valid value of each channel, of several lanes one that is no outlier; 0 if there is none in the split.
 fn pivots_of(tile: Tile, local: u32) -> PerVector {
     var walk = walk(tile);
     var count = 0.0;
