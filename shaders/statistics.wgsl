@@ -17,7 +17,7 @@
 // saved ones, as constants: 1 / M is 0.
 //
 // Two things keep the digits at any offset of x: everything is measured from a pivot, a value of
-// the channel itself, and squares are summed over short blocks, about their mean or the mean of
+// the channel itself, and squares are summed over short blocks, from their mean or from that of
 // what came before, then merged by Chan's formula in a fixed order.
 // Twin on the CPU: src/cpu/statistics.rs.
 
@@ -176,40 +176,43 @@ fn merged_own(a: Own, b: Own) -> Own {
     return Own(first, first);
 }
 
-/// Sums over a block of packs, of what its values are from one that is near them.
+/// Sums over a block of packs, of what its values are from the mean of what came before it.
 struct Block {
     count: f32,
-    near: PerChannel,
     sum: Pack,
     squares: Pack,
 }
 
-/// An empty block, near a mean. The maximum is always the first, but compilers do not know: they would take
-/// `(pivot + mean) - pivot` for the mean, which it is not when rounded.
-fn block_near(mean: PerChannel, pivot: PerChannel) -> Block {
-    let near = max(pivot + mean, pivot - 2.0 * abs(mean));
-    return Block(0.0, near, Pack(), Pack());
-}
-
-fn with_pack(block: Block, loaded: Loaded) -> Block {
-    let off = select(Pack(), loaded.pack - block.near, loaded.valid);
+/// A block with four packs more. They are added by pairs: where values are alike, so are roundings, and a chain of
+/// additions gathers them.
+fn with_four(
+    block: Block,
+    a: Loaded,
+    b: Loaded,
+    c: Loaded,
+    d: Loaded,
+    pivot: PerChannel,
+    mean: PerChannel,
+) -> Block {
+    let a_off = select(Pack(), (a.pack - pivot) - mean, a.valid);
+    let b_off = select(Pack(), (b.pack - pivot) - mean, b.valid);
+    let c_off = select(Pack(), (c.pack - pivot) - mean, c.valid);
+    let d_off = select(Pack(), (d.pack - pivot) - mean, d.valid);
+    let count = (counted(a.valid) + counted(b.valid)) + (counted(c.valid) + counted(d.valid));
     return Block(
-        block.count + counted(loaded.valid),
-        block.near,
-        block.sum + off,
-        fma(off, off, block.squares),
+        block.count + count,
+        block.sum + ((a_off + b_off) + (c_off + d_off)),
+        block.squares + ((a_off * a_off + b_off * b_off) + (c_off * c_off + d_off * d_off)),
     );
 }
 
 /// The moments of a block, from the pivot.
-fn moments_of_block(block: Block, pivot: PerChannel) -> Moments {
+fn moments_of_block(block: Block, mean: PerChannel) -> Moments {
     let sum = fold(block.sum);
-    let mean = sum / max(block.count, 1.0);
-    return Moments(
-        block.count,
-        (block.near - pivot) + mean,
-        fma(-sum, mean, fold(block.squares)),
-    );
+    let off = sum / max(block.count, 1.0);
+    let m2 = fma(-sum, off, fold(block.squares));
+    // What rounding or underflow left below 0; not a number stays.
+    return Moments(block.count, mean + off, select(m2, PerChannel(), m2 < PerChannel()));
 }
 
 /// A block for each vector of a column; of one vector, the first one.
@@ -218,37 +221,33 @@ struct Blocks {
     second: Block,
 }
 
-/// Empty blocks, near the means of all before them.
-fn blocks_after(all: Own, pivots: PerVector) -> Blocks {
-    return Blocks(
-        block_near(all.first.mean, pivots.first),
-        block_near(all.second.mean, pivots.second),
-    );
-}
-
-/// With the walk's next two packs.
-fn with_two(blocks: Blocks, walk: ptr<function, Walk>) -> Blocks {
-    let two = next_two(true, walk);
-    let first = with_pack(blocks.first, loaded(two.first, true));
+fn with_eight(blocks: Blocks, all: Eight, pivots: PerVector, before: Own) -> Blocks {
+    let mean = before.first.mean;
     if VECTORS == 2u {
-        return Blocks(first, with_pack(blocks.second, loaded(two.second, true)));
+        let other = before.second.mean;
+        return Blocks(
+            with_four(blocks.first, all.a, all.c, all.e, all.g, pivots.first, mean),
+            with_four(blocks.second, all.b, all.d, all.f, all.h, pivots.second, other),
+        );
     }
-    let both = with_pack(first, loaded(two.second, true));
+    let four = with_four(blocks.first, all.a, all.b, all.c, all.d, pivots.first, mean);
+    let both = with_four(four, all.e, all.f, all.g, all.h, pivots.first, mean);
     return Blocks(both, both);
 }
 
-fn moments_of_blocks(blocks: Blocks, pivots: PerVector) -> Own {
-    let first = moments_of_block(blocks.first, pivots.first);
+/// What came before, with blocks that were taken from its means.
+fn with_blocks(before: Own, blocks: Blocks) -> Own {
+    let first = moments_of_block(blocks.first, before.first.mean);
     if VECTORS == 2u {
-        return Own(first, moments_of_block(blocks.second, pivots.second));
+        return merged_own(before, Own(first, moments_of_block(blocks.second, before.second.mean)));
     }
-    return Own(first, first);
+    return merged_own(before, Own(first, first));
 }
 
-/// Packs of each vector in a block, at most. So an outlier's rounding errors do not enter all that comes after it.
+/// Packs of each vector among eight.
+const STEP: u32 = 8u / VECTORS;
+/// And in a block, at most.
 const BLOCK: u32 = 32u;
-/// How many values of a channel come before blocks: a quarter of one.
-const ENOUGH: f32 = f32(BLOCK * PLACES / 4u);
 
 /// The moments of what falls to one lane, from the pivots.
 struct Found {
@@ -263,33 +262,31 @@ fn moments_of(tile: Tile, local: u32) -> Found {
     let pivots = pivots_of(tile, local);
     var own = moments_of_eight(head, pivots);
 
-    // Then eights in two passes, until enough is known of where the channel lies. Loops over them are tested at
-    // their end: a software adapter runs one that is tested first once for nothing.
+    // Then eights in two passes too, until as many values are known. Loops over eights are tested at their end: a
+    // software adapter runs one that is tested first once for nothing.
     if walk.remaining > 0u {
         loop {
             own = merged_own(own, moments_of_eight(next_eight(&walk, 8u), pivots));
             continuing {
-                break if own.first.count >= ENOUGH || walk.remaining == 0u;
+                break if own.first.count >= f32(STEP * PLACES) || walk.remaining == 0u;
             }
         }
     }
 
-    // Then blocks in one pass. A block's values may cancel by as much as its mean differs from `near`; Chan's formula
-    // adds at least a fifth of that to the variance anyway, as enough came before.
+    // Then blocks in one pass, none longer than all before it. Of a block's squares count * d² cancels, where its mean
+    // lies d off; but Chan's formula adds at least half of that again.
     while walk.remaining > 0u {
-        var blocks = blocks_after(own, pivots);
+        let most = min(own.first.count, f32(BLOCK * PLACES));
+        var blocks = Blocks();
         var packs = 0u;
         loop {
-            blocks = with_two(blocks, &walk);
-            blocks = with_two(blocks, &walk);
-            blocks = with_two(blocks, &walk);
-            blocks = with_two(blocks, &walk);
-            packs += 8u / VECTORS;
+            blocks = with_eight(blocks, next_eight(&walk, 8u), pivots, own);
+            packs += STEP;
             continuing {
-                break if packs == BLOCK || walk.remaining == 0u;
+                break if f32((packs + STEP) * PLACES) > most || walk.remaining == 0u;
             }
         }
-        own = merged_own(own, moments_of_blocks(blocks, pivots));
+        own = with_blocks(own, blocks);
     }
     return Found(pivots, own);
 }

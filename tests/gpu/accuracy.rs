@@ -3,7 +3,7 @@
 //! With γ = 1, β = 0: `|y − y64| ≤ 1e-6·max(1, |y64|)`; the variance within 1e-6 of its value; dx and
 //! dγ within 1e-5 of their largest magnitude. For x ~ N(offset, σ²) with offsets from 0 to 1e7 and σ
 //! from 1e-2 to 1e3; with padding around it or at one side; with an outlier (there y within 4e-6),
-//! also where only some positions count.
+//! also where only some positions count; and for channels that are one value from some row on.
 
 #[path = "../../examples/accuracy.rs"]
 #[allow(dead_code, reason = "the tests measure, but print no table")]
@@ -58,6 +58,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
                 trial("of long channels", long_channels),
                 trial("with padding", padding),
                 trial("with zeros at one side", zeros_at_one_side),
+                trial("of two values", two_values),
                 trial("with an outlier", outliers),
                 trial("of some positions with an outlier", outliers_among_valid),
             ]
@@ -172,6 +173,33 @@ fn zeros_at_one_side(gpu: &Gpu, tuning: &Tuning) -> Outcome {
             x.slice_axis_mut(Axis(axis), Slice::from(..1)).fill(0.0);
             contract(gpu, &x, layout, tuning, 1e-6)
                 .map_err(|error| format!("{dims:?}, {offset:e} ± {sigma:e}: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Zeros in the first rows of a batch, and then one value, of as many digits as f32 holds: all that is added is
+/// rounded alike.
+fn two_values(gpu: &Gpu, tuning: &Tuning) -> Outcome {
+    for (dims, layout) in [
+        ([1, 8, 64, 64], Layout::ChannelsFirst),
+        ([1, 8, 64, 61], Layout::ChannelsFirst),
+        ([64, 8, 8, 8], Layout::ChannelsFirst),
+        ([1, 64, 64, 8], Layout::ChannelsLast),
+        ([1, 64, 64, 12], Layout::ChannelsLast),
+        ([64, 7, 7, 6], Layout::ChannelsLast),
+        ([41, 1, 1, 64], Layout::ChannelsLast),
+        ([41, 1, 1, 252], Layout::ChannelsLast),
+    ] {
+        let values = normal(&[dims[channels(layout).index()]], 0.0, 3.0, 4);
+        for zeros in [0.02, 0.06, 0.12, 0.22, 0.5] {
+            let mut x = ArrayD::zeros(dims.to_vec());
+            for (mut channel, value) in x.axis_iter_mut(channels(layout)).zip(&values) {
+                let first = (channel.len() as f64 * zeros) as usize;
+                channel.iter_mut().skip(first).for_each(|x| *x = *value);
+            }
+            contract(gpu, &x, layout, tuning, 1e-6)
+                .map_err(|error| format!("{dims:?}, {zeros} zeros: {error}"))?;
         }
     }
     Ok(())
