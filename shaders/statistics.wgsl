@@ -212,7 +212,7 @@ fn moments_of_block(block: Block, mean: PerChannel) -> Moments {
     let off = sum / max(block.count, 1.0);
     let m2 = fma(-sum, off, fold(block.squares));
     // What rounding or underflow left below 0; not a number stays.
-    return Moments(block.count, mean + off, select(m2, PerChannel(), m2 < PerChannel()));
+    return Moments(block.count, mean + off, select(m2, PerChannel(0.0), m2 < PerChannel(0.0)));
 }
 
 /// A block for each vector of a column; of one vector, the first one.

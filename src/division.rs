@@ -1176,12 +1176,12 @@ mod tests {
 
     impl Four {
         /// The next pack's bits are in the word of the first, and next to those of the one before.
-        fn check(&mut self, bit: (u32, u32), values: u32, last: bool) {
+        fn check(&mut self, bit: (u32, u32), values: u32, last: bool, view: View) {
             if self.came == 0 {
                 self.first = bit;
             }
             let (word, first) = self.first;
-            assert_eq!(bit, (word, first + self.came * values));
+            assert_eq!(bit, (word, first + self.came * values), "{view:?}");
             self.came = if last { 0 } else { (self.came + 1) % 4 };
         }
     }
@@ -1382,7 +1382,7 @@ mod tests {
                                 let pack = slice.first_pack + u64::from(address - g.first_address);
                                 let bit = mask_bit(g, column, number - g.first_number, values);
                                 keep(pack as usize, bit, last);
-                                four.check(bit, values, last);
+                                four.check(bit, values, last, view);
                             }
                         });
                     }
@@ -1413,7 +1413,7 @@ mod tests {
                             mask_bit(g, column, number_in_pairs(g, at.address), 1)
                         } else {
                             let bit = mask_bit(g, column, at.number - g.first_number, values);
-                            four.check(bit, values, at.last);
+                            four.check(bit, values, at.last, view);
                             bit
                         };
                         // The last pack of a plane that mixes channels may be none of the tensor's.
