@@ -206,7 +206,7 @@ fn with_four(
     );
 }
 
-/// The moments of a block, from the pivot.
+/// The moments of a block that was taken from that mean, from the pivot.
 fn moments_of_block(block: Block, mean: PerChannel) -> Moments {
     let sum = fold(block.sum);
     let off = sum / max(block.count, 1.0);
@@ -262,8 +262,8 @@ fn moments_of(tile: Tile, local: u32) -> Found {
     let pivots = pivots_of(tile, local);
     var own = moments_of_eight(head, pivots);
 
-    // Then eights in two passes too, until as many values are known. Loops over eights are tested at their end: a
-    // software adapter runs one that is tested first once for nothing.
+    // Then eights in two passes too, until there are as many values as eight packs can have. Loops over eights are
+    // tested at their end: a software adapter runs one that is tested first once for nothing.
     if walk.remaining > 0u {
         loop {
             own = merged_own(own, moments_of_eight(next_eight(&walk, 8u), pivots));
