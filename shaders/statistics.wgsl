@@ -194,10 +194,10 @@ fn with_four(
     pivot: PerChannel,
     mean: PerChannel,
 ) -> Block {
-    let a_off = select(Pack(), (a.pack - pivot) - mean, a.valid);
-    let b_off = select(Pack(), (b.pack - pivot) - mean, b.valid);
-    let c_off = select(Pack(), (c.pack - pivot) - mean, c.valid);
-    let d_off = select(Pack(), (d.pack - pivot) - mean, d.valid);
+    let a_off = select(Pack(), from_mean(a.pack, pivot, mean), a.valid);
+    let b_off = select(Pack(), from_mean(b.pack, pivot, mean), b.valid);
+    let c_off = select(Pack(), from_mean(c.pack, pivot, mean), c.valid);
+    let d_off = select(Pack(), from_mean(d.pack, pivot, mean), d.valid);
     let count = (counted(a.valid) + counted(b.valid)) + (counted(c.valid) + counted(d.valid));
     return Block(
         block.count + count,
