@@ -79,7 +79,7 @@ fn every_number<T: Stored>(gpu: &Gpu, from_bits: fn(u16) -> T, tuning: Tuning) -
     Ok(())
 }
 
-/// Every number, what is halfway to the next, and what is one unit of f32 next to that.
+/// Every number, what is halfway to the next, and what is one unit of f32 next to that; and numbers too large.
 fn roundings<T: Stored>(
     gpu: &Gpu,
     from_bits: fn(u16) -> T,
@@ -109,6 +109,12 @@ fn roundings<T: Stored>(
                 wanted.push((-value, -expected as f32));
             }
         }
+    }
+    // And far beyond, where f32 still has numbers.
+    for value in [65536.0_f32, 1e9, f32::MAX] {
+        let expected = T::from_f64(value.into()).to_f64() as f32;
+        wanted.push((value, expected));
+        wanted.push((-value, -expected));
     }
     // As γ, times 1: in pairs, the last of which is half, and in fours.
     for multiple in [1, 4] {
