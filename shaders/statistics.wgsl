@@ -13,8 +13,7 @@
 //
 // `partial` runs once per column and split, `merge` once per column, after all slices' `partial`.
 // For a batch whose shards lie on several devices, `collect` merges the partials of a shard to one,
-// of the same form, and `merge` takes those of all shards. `fixed` makes running statistics the
-// saved ones, as constants: 1 / M is 0.
+// of the same form, and `merge` takes those of all shards.
 //
 // Two things keep the digits at any offset of x: everything is measured from a pivot, a value of
 // the channel itself, and squares are summed over short blocks, from their mean or from that of
@@ -433,22 +432,5 @@ fn merge(
     let all = merged_partials(tile, pivot, local);
     if tile.live && tile.lane == 0u {
         write_statistics(tile.column, pivot, all, before);
-    }
-}
-
-@compute @workgroup_size(LANES)
-fn fixed(
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) grid: vec3<u32>,
-    @builtin(local_invocation_index) local: u32,
-) {
-    let tile = tile(workgroup, grid, local);
-    if tile.live && tile.lane == 0u {
-        let column = tile.column;
-        saved[column] = running_mean[column];
-        saved[column + geometry.all_columns] = PerChannel();
-        saved[column + geometry.all_columns * 2u] = running_inv_std_of(running_var[column]);
-        saved[column + geometry.all_columns * 3u] = running_var[column];
-        saved[column + geometry.all_columns * 4u] = PerChannel();
     }
 }

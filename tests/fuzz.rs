@@ -441,6 +441,8 @@ struct Ranges {
     wrong: Option<usize>,
     shards: u32,
     in_place: bool,
+    /// Of those that are given, one that begins where another should.
+    onto: Option<[prop::sample::Index; 2]>,
     disturbed: Vec<(usize, usize, u64, u64)>,
 }
 
@@ -460,15 +462,17 @@ fn ranges() -> impl Strategy<Value = Ranges> {
         prop::option::weighted(0.2, 0..NAMES.len()),
         0..4_u32,
         prop::bool::weighted(0.3),
+        prop::option::of(any::<[prop::sample::Index; 2]>()),
         prop_oneof![disturbed, Just(Vec::new())],
     )
         .prop_map(
-            |(operation, optional, wrong, shards, in_place, disturbed)| Ranges {
+            |(operation, optional, wrong, shards, in_place, onto, disturbed)| Ranges {
                 operation,
                 optional,
                 wrong,
                 shards,
                 in_place,
+                onto,
                 disturbed,
             },
         )
@@ -512,13 +516,19 @@ impl Ranges {
 
     fn places(&self, plan: &Plan, options: &Options) -> Vec<(&'static str, Place)> {
         let names = self.names(options);
-        let places = names.into_iter().map(|name| {
+        let onto = self.onto.map(|both| both.map(|index| *index.get(&names)));
+        let places = names.iter().map(|&name| {
             let bytes = bytes_of(plan, name, self.parts().max(1));
             let mut place = match (self.in_place, name) {
                 (true, "x" | "y") if self.operation.fixed() == ["x", "y"] => (5, 0, bytes),
                 (true, "dy" | "dx") => (4, 0, bytes),
                 _ => good_place(name, bytes),
             };
+            if let Some([moved, other]) = onto
+                && moved == name
+            {
+                place = good_place(other, bytes);
+            }
             for &(index, buffer, offset, more) in &self.disturbed {
                 if NAMES[index] == name {
                     // In steps of the alignment, or of one value.
@@ -589,27 +599,25 @@ impl Ranges {
             let fits = place.2 == bytes_of(plan, name, self.parts())
                 && place.1 % 256 == 0
                 && place.0 != NO_STORAGE;
-            let written = self.works(plan.shape()) && self.writes(name, options);
-            fits && (!written || alone(name, place))
+            fits && (!self.writes(name, plan.shape(), options) || alone(name, place))
         })
     }
 
-    /// Whether there is work to do. Of an empty batch all but a few vectors is empty.
-    fn works(&self, shape: &Shape) -> bool {
-        let of_values = self.operation.fixed() == ["x", "y"];
-        !shape.is_empty() || !(of_values || self.operation == Operation::InputGradient)
-    }
-
-    fn writes(&self, name: &str, options: &Options) -> bool {
+    /// Whether the operation writes a range. Of an empty batch all but vectors is empty.
+    fn writes(&self, name: &str, shape: &Shape, options: &Options) -> bool {
         use Operation::{Forward, Moments, Statistics, Sums};
         match name {
             "y" | "dx" | "residual_gradient" | "dgamma" | "dbeta" => true,
-            "mask" => self.operation.fixed() == ["x", "y"],
-            "saved" => [Forward, Statistics].contains(&self.operation),
-            "running_mean" | "running_var" => {
-                let moves = self.operation == Forward && !options.frozen_statistics;
-                moves || self.operation == Statistics
-            }
+            "mask" => self.operation.fixed() == ["x", "y"] && !shape.is_empty(),
+            "saved" => match self.operation {
+                // Frozen statistics are saved for any batch.
+                Forward => options.frozen_statistics || !shape.is_empty(),
+                operation => operation == Statistics,
+            },
+            "running_mean" | "running_var" => match self.operation {
+                Forward => !options.frozen_statistics && !shape.is_empty(),
+                operation => operation == Statistics,
+            },
             "moments" => self.operation == Moments,
             "sums" => self.operation == Sums,
             _ => false,

@@ -5,6 +5,7 @@
 
 pub(crate) mod backward;
 pub(crate) mod forward;
+pub(crate) mod frozen_statistics;
 pub(crate) mod gradients;
 pub(crate) mod input_gradient;
 pub(crate) mod library;
@@ -462,7 +463,7 @@ const ENTRY_POINTS: [&EntryPoint; 17] = [
     &statistics::PARTIAL,
     &statistics::COLLECT,
     &statistics::MERGE,
-    &statistics::FIXED,
+    &frozen_statistics::MAIN,
     &normalize::MAIN,
     &gradients::PARTIAL,
     &gradients::COLLECT,

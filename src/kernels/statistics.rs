@@ -70,25 +70,6 @@ pub(crate) const MERGE: EntryPoint = EntryPoint {
     constants: tile_constants,
 };
 
-/// Running statistics as the saved ones.
-pub(crate) const FIXED: EntryPoint = EntryPoint {
-    label: "statistics.fixed",
-    name: "fixed",
-    axes: &[Axis::FourChannels],
-    pieces,
-    bindings: |_| {
-        vec![
-            "geometry",
-            "constants",
-            "saved",
-            "running_mean",
-            "running_var",
-        ]
-    },
-    writes: WRITES,
-    constants: tile_constants,
-};
-
 /// Values per channel in `saved`: pivot, remainder, inv_std, var, 1 / M.
 pub(crate) const SAVED_ROWS: u64 = 5;
 

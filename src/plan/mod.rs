@@ -12,7 +12,9 @@ use self::operands::{FROZEN_STATISTICS, Operands, Take, check_overlap, is_tensor
 use crate::division::{Division, Divisions, Form, Geometry, Packing, Whole};
 use crate::gpu::check_size;
 use crate::kernels::{ActivationFile, Choice, Constants, Dispatch, EntryPoint};
-use crate::kernels::{backward, forward, gradients, input_gradient, normalize, statistics};
+use crate::kernels::{
+    backward, forward, frozen_statistics, gradients, input_gradient, normalize, statistics,
+};
 use crate::{Activation, DType, Error, Gpu, NativeF16, OneValue, Options, Shape, Tuning};
 
 /// Batch normalization of one shape with one set of options, for engines.
@@ -342,14 +344,14 @@ impl Plan {
         let choice = self.forward_choice(&operands);
         let partial = self.forward_step(&statistics::PARTIAL, Over::Reduction);
         let merge = self.forward_step(&statistics::MERGE, Over::Merge);
-        let fixed = self.forward_step(&statistics::FIXED, Over::Merge);
+        let saved = self.forward_step(&frozen_statistics::MAIN, Over::Merge);
         let normalize = self.forward_step(&normalize::MAIN, Over::Map);
         if frozen && self.shape.is_empty() {
             // Also an empty batch leaves its statistics.
-            return self.dispatches(&operands, &choice, &[fixed]);
+            return self.dispatches(&operands, &choice, &[saved]);
         }
         if frozen {
-            return self.commands(&operands, &choice, &[fixed, normalize]);
+            return self.commands(&operands, &choice, &[saved, normalize]);
         }
         if let Some(whole) = self.whole(&choice, &forward::WHOLE, 0) {
             return self.commands(&operands, &choice, &[whole]);
