@@ -99,13 +99,13 @@ fn tunings(chosen: Tuning) -> Vec<(String, Tuning)> {
             tuning.bytes_across = bytes
         });
     }
-    for bytes in [0, 256, 512, 1024, 4096] {
-        push(format!("spread_bytes {bytes}"), &|tuning| {
-            tuning.spread_bytes = bytes
-        });
+    for spread in [false, true] {
+        push(format!("spread {spread}"), &|tuning| tuning.spread = spread);
     }
-    for rows in [128, 256, 512, 1024, u32::MAX] {
-        push(format!("rows_max {rows}"), &|tuning| tuning.rows_max = rows);
+    for bytes in [64 << 10, 128 << 10, 256 << 10, 512 << 10, u32::MAX] {
+        push(format!("rows_bytes {bytes}"), &|tuning| {
+            tuning.rows_bytes = bytes
+        });
     }
     for workgroups in [16, 64, 256, 1024, 4096] {
         push(format!("reduction_workgroups {workgroups}"), &|tuning| {

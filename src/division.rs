@@ -549,11 +549,12 @@ impl Divisions {
                 // Four packs of a lane are then in one word of the mask, as `shaders/gradients.wgsl` reads it.
                 _ if masked && !form.in_pairs() => {
                     let lanes = word_lanes(slice.block, form, whole.as_ref(), tuning);
-                    Division::reduction(slice.block, lanes, 4 * lanes.shared, tuning, limits)
+                    let multiple = 4 * lanes.shared;
+                    Division::reduction(slice.block, form, lanes, multiple, tuning, limits)
                 }
                 _ => {
                     let lanes = lanes(slice.block, form, tuning);
-                    Division::reduction(slice.block, lanes, 1, tuning, limits)
+                    Division::reduction(slice.block, form, lanes, 1, tuning, limits)
                 }
             };
             slices.place(slice, &mut reduction.geometry);
@@ -723,6 +724,7 @@ impl Division {
     /// For a reduction of each column to one partial result per split, each of a multiple of so many packs.
     fn reduction(
         block: Block,
+        form: Form,
         lanes: Lanes,
         multiple: u64,
         tuning: &Tuning,
@@ -731,7 +733,7 @@ impl Division {
         let tiles = block.columns.div_ceil(lanes.across);
         let wanted = u64::from(tuning.reduction_workgroups).div_ceil(tiles);
         let splits_for = |packs: u64| block.length().div_ceil(lanes.shared * packs);
-        let most = rows(block, lanes.shared, tuning.rows_max);
+        let most = packs_in_rows(block, form, lanes, 2 * u64::from(tuning.rows_bytes));
         let splits = wanted
             .min(splits_for(tuning.reduction_packs_min.into()))
             .max(splits_for(most.min(tuning.reduction_packs_max.into())));
@@ -743,7 +745,7 @@ impl Division {
     fn ragged_reduction(view: View, form: Form, tuning: &Tuning, limits: &wgpu::Limits) -> Self {
         let block = Block::new(view, Packing::Ragged);
         let lanes = lanes(block, form, tuning);
-        let mut reduction = Self::reduction(block, lanes, 1, tuning, limits);
+        let mut reduction = Self::reduction(block, form, lanes, 1, tuning, limits);
         // Addresses count values.
         let values = Block::new(view, Packing::Scalar);
         let outer_step = values.columns * values.plane;
@@ -769,7 +771,7 @@ impl Division {
             Packing::Mixed => least_packs(form).max(tuning.map_packs.into()),
             _ => tuning.map_packs.into(),
         };
-        let most = rows(block, lanes.shared, tuning.rows_max);
+        let most = packs_in_rows(block, form, lanes, tuning.rows_bytes.into());
         let packs = most.min(wanted).next_multiple_of(multiple);
         // As many splits as that takes, all alike: some adapters give each thread the same number of workgroups.
         let splits = block.length().div_ceil(lanes.shared * packs);
@@ -795,7 +797,7 @@ impl Division {
         // read memory.
         let narrow = Tuning {
             bytes_across: tuning.bytes_across.min(64),
-            spread_bytes: 0,
+            spread: false,
             ..tuning.clone()
         };
         let forward = Self::whole_in(block, form, &narrow, limits)?;
@@ -940,11 +942,7 @@ fn word_lanes(block: Block, form: Form, whole: Option<&Whole>, tuning: &Tuning) 
 /// With at most so many lanes, a power of two, on a column.
 fn shared_lanes(block: Block, form: Form, shared: u64, tuning: &Tuning) -> Lanes {
     // Where neighbouring columns are neighbours in memory, lanes across them coalesce, or are spread over all.
-    let width = block.columns * form.pack_bytes();
-    let spread = block.plane == 1
-        && !form.packing.mixes()
-        && width <= tuning.spread_bytes.into()
-        && block.columns >= tuning.lanes.into();
+    let spread = tuning.spread && block.plane == 1 && !form.packing.mixes();
     let across = match block.plane {
         1 if spread => tuning.lanes.into(),
         1 => lanes_across(form, tuning).min(tuning.lanes.into()),
@@ -967,11 +965,11 @@ fn lanes_across(form: Form, tuning: &Tuning) -> u64 {
     (u64::from(tuning.bytes_across) / (4 * form.dtype.size() as u64)).max(1)
 }
 
-/// Packs for each lane, so that a workgroup has at most so many rows of columns that are neighbours in
-/// memory; elsewhere any number.
-fn rows(block: Block, lanes_y: u64, most: u32) -> u64 {
+/// Packs for each lane, so that the rows of columns that are neighbours in memory which a workgroup has to do with are
+/// of at most so many bytes; elsewhere any number.
+fn packs_in_rows(block: Block, form: Form, lanes: Lanes, most_bytes: u64) -> u64 {
     match block.plane {
-        1 => (u64::from(most) / lanes_y).max(1),
+        1 => (most_bytes / (block.columns * form.pack_bytes() * lanes.shared)).max(1),
         _ => u64::MAX,
     }
 }
@@ -1030,8 +1028,8 @@ mod tests {
         let mut narrow = Tuning::gpu();
         narrow.lanes = 16;
         narrow.bytes_across = 64;
-        narrow.spread_bytes = 200;
-        narrow.rows_max = 5;
+        narrow.spread = true;
+        narrow.rows_bytes = 100;
         narrow.mixed_rows_min = 1;
         narrow.reduction_packs_min = 1;
         narrow.reduction_packs_max = 3;
@@ -1456,10 +1454,10 @@ mod tests {
         }
     }
 
-    /// On software adapters, where channels lie last and are few, a workgroup's lanes are spread over all of them,
-    /// two lines of 64 bytes apart at most; where they are many, or fewer than lanes, lanes go down in rows.
+    /// On software adapters, where channels lie last, a workgroup's lanes are spread over all of them; where these are
+    /// fewer than lanes, there is one for each.
     #[test]
-    fn lanes_are_spread_over_narrow_rows() {
+    fn lanes_are_spread_over_rows() {
         let limits = wgpu::Limits::default();
         for (channels, dtype, expected) in [
             (64, DType::F16, (8, 1)),
@@ -1469,9 +1467,9 @@ mod tests {
             (96, DType::F32, (8, 2)),
             (100, DType::F32, (8, 4)),
             (32, DType::F32, (8, 1)),
-            (28, DType::F32, (1, 1)),
-            (520, DType::F16, (2, 1)),
-            (264, DType::F32, (1, 1)),
+            (28, DType::F32, (7, 1)),
+            (520, DType::F16, (8, 9)),
+            (264, DType::F32, (8, 5)),
         ] {
             let view = View {
                 outer: 4096,

@@ -18,13 +18,13 @@ pub struct Tuning {
     /// across so many bytes of packs of four, and as many lanes for packs of one or eight; one lane at least. Where
     /// a channel has too few values to fill a workgroup, more go across, up to 64, in any layout.
     pub bytes_across: u32,
-    /// There, if all channels together have at most so many bytes at a place, and a pack for each lane at least,
-    /// all lanes of a workgroup go across instead, spread over all channels; the next workgroups take the
-    /// packs between them. 0 for never.
-    pub spread_bytes: u32,
-    /// There, a workgroup takes at most so many rows, each lane one at least: a line of memory that is
-    /// wider than `bytes_across` is read by several workgroups, and should still be in a cache for the last.
-    pub rows_max: u32,
+    /// Whether all lanes of a workgroup go across channels that are neighbours, instead, as far as there are packs:
+    /// spread over all channels, where the next workgroups take the packs between them.
+    pub spread: bool,
+    /// Where channels, or packs that mix them, are neighbours in memory, a workgroup takes at most so many bytes of
+    /// whole rows, and twice as many in a reduction, each lane one row at least: several workgroups read a line
+    /// of memory one after the other, and should find it in a cache.
+    pub rows_bytes: u32,
     /// Workgroups that a reduction is split into, where it is large enough.
     pub reduction_workgroups: u32,
     /// Packs that an invocation should at least get in a reduction before it is split further.
@@ -72,9 +72,9 @@ impl Tuning {
             // 32 lanes with packs of 16 bytes; 8 lanes are left for the rows.
             bytes_across: 512,
             // Side by side, so that a subgroup loads whole lines.
-            spread_bytes: 0,
+            spread: false,
             // No line is shared.
-            rows_max: u32::MAX,
+            rows_bytes: u32::MAX,
             // Four workgroups for each of 128 multiprocessors: enough loads under way, and half the partial
             // results of eight.
             reduction_workgroups: 512,
@@ -109,13 +109,12 @@ impl Tuning {
         Self {
             // A vector of 256 bits. More than one vector per workgroup makes barriers expensive.
             lanes: 8,
-            // Lanes in rows of their own: memory is waited for in all of them at once. Two packs of
-            // 16 bits, for fewer visits to a line.
+            // Of packs that mix channels, lanes in rows of their own.
             bytes_across: 16,
-            // Two lines of 64 bytes for each lane: the first workgroup then reads memory in order.
-            spread_bytes: 1024,
-            // Lines of 64 bytes: 32 KiB for each tensor, or 512 KiB where lanes are spread over sixteen.
-            rows_max: 512,
+            // The first of some workgroups then reads memory in order.
+            spread: true,
+            // With two or three tensors, half of a second cache.
+            rows_bytes: 256 << 10,
             // A few for each core, for balance.
             reduction_workgroups: 16,
             // Against what a lane costs before its first load: pivot, walk, its share of the merge.
@@ -153,7 +152,7 @@ impl Tuning {
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let positive = [
             ("tuning.bytes_across", self.bytes_across),
-            ("tuning.rows_max", self.rows_max),
+            ("tuning.rows_bytes", self.rows_bytes),
             ("tuning.reduction_workgroups", self.reduction_workgroups),
             ("tuning.reduction_packs_min", self.reduction_packs_min),
             ("tuning.reduction_packs_max", self.reduction_packs_max),

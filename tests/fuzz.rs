@@ -71,12 +71,12 @@ fn tuning() -> impl Strategy<Value = Tuning> {
         count(),
         any::<u32>(),
     );
-    let across = (count(), count(), any::<u32>());
+    let across = (count(), count(), any::<bool>());
     (lanes, across, count(), count(), count(), count(), whole).prop_map(
         |(lanes, across, workgroups, min, max, map, whole)| {
             let mut tuning = Tuning::gpu();
             tuning.lanes = lanes;
-            (tuning.bytes_across, tuning.rows_max, tuning.spread_bytes) = across;
+            (tuning.bytes_across, tuning.rows_bytes, tuning.spread) = across;
             tuning.reduction_workgroups = workgroups;
             tuning.reduction_packs_min = min;
             tuning.reduction_packs_max = max;

@@ -74,8 +74,8 @@ pub fn many_splits(wide_words: bool) -> Tuning {
     let mut tuning = Tuning::gpu();
     tuning.lanes = 32;
     tuning.bytes_across = 64;
-    tuning.spread_bytes = 512;
-    tuning.rows_max = 11;
+    tuning.spread = wide_words;
+    tuning.rows_bytes = 500;
     tuning.mixed_rows_min = 1;
     tuning.reduction_workgroups = 4096;
     tuning.reduction_packs_min = 1;
@@ -91,7 +91,7 @@ pub fn many_splits(wide_words: bool) -> Tuning {
 pub fn merged_in_maps() -> Tuning {
     let mut tuning = Tuning::gpu();
     tuning.lanes = 8;
-    tuning.spread_bytes = 512;
+    tuning.spread = true;
     tuning.wide_words = true;
     tuning.reduction_packs_min = 2;
     tuning.whole_bytes = 0;
