@@ -122,6 +122,11 @@ fn tunings(chosen: Tuning) -> Vec<(String, Tuning)> {
             tuning.reduction_packs_max = packs
         });
     }
+    for planes in [1, 4, 8, 16, 32, u32::MAX] {
+        push(format!("map_planes_max {planes}"), &|tuning| {
+            tuning.map_planes_max = planes;
+        });
+    }
     for packs in [4, 8, 16, 32, 128, 256, 512, 2048] {
         push(format!("map_packs {packs}"), &|tuning| {
             tuning.map_packs = packs

@@ -767,12 +767,16 @@ impl Division {
         tuning: &Tuning,
         limits: &wgpu::Limits,
     ) -> Self {
-        let wanted = match form.packing {
-            Packing::Mixed => least_packs(form).max(tuning.map_packs.into()),
-            _ => tuning.map_packs.into(),
+        let in_planes = u64::from(tuning.map_planes_max) * block.plane / lanes.shared;
+        let packs = match form.packing {
+            Packing::Mixed => in_planes
+                .min(tuning.map_packs.into())
+                .max(least_packs(form)),
+            _ if block.plane == 1 => packs_in_rows(block, form, lanes, tuning.rows_bytes.into())
+                .min(tuning.map_packs.into()),
+            _ => in_planes.max(32).min(tuning.map_packs.into()),
         };
-        let most = packs_in_rows(block, form, lanes, tuning.rows_bytes.into());
-        let packs = most.min(wanted).next_multiple_of(multiple);
+        let packs = packs.next_multiple_of(multiple);
         // As many splits as that takes, all alike: some adapters give each thread the same number of workgroups.
         let splits = block.length().div_ceil(lanes.shared * packs);
         let packs = block
@@ -969,7 +973,9 @@ fn lanes_across(form: Form, tuning: &Tuning) -> u64 {
 /// of at most so many bytes; elsewhere any number.
 fn packs_in_rows(block: Block, form: Form, lanes: Lanes, most_bytes: u64) -> u64 {
     match block.plane {
-        1 => (most_bytes / (block.columns * form.pack_bytes() * lanes.shared)).max(1),
+        1 if !form.packing.mixes() => {
+            (most_bytes / (block.columns * form.pack_bytes() * lanes.shared)).max(1)
+        }
         _ => u64::MAX,
     }
 }
@@ -1507,6 +1513,28 @@ mod tests {
             let last = g.length - (g.splits - 1) * g.split_length;
             let spare = g.split_length - last;
             assert!(spare < g.splits * map.launch.lanes_y, "{length}: {spare}");
+        }
+    }
+
+    /// On software adapters, where channels lie first, a workgroup of an element-wise kernel takes few planes, if
+    /// lanes then have packs enough.
+    #[test]
+    fn maps_take_few_planes() {
+        let limits = wgpu::Limits::default();
+        let tuning = Tuning::cpu();
+        // In packs of a plane: planes of a workgroup, with masks whose words have the bits of four packs and without.
+        for (plane, expected) in [(4, [64, 64]), (8, [32, 32]), (50, [8, 8]), (98, [8, 8])] {
+            let view = View {
+                outer: 64,
+                channels: 512,
+                inner: 8 * plane,
+            };
+            let found = [false, true].map(|masked| {
+                let form = Form::of(view, DType::F32, masked, &tuning, &limits);
+                let map = Divisions::new(view, form, masked, &tuning, &limits).maps[0];
+                map.geometry.split_length as usize / plane
+            });
+            assert_eq!(found, expected, "{plane}");
         }
     }
 

@@ -21,8 +21,7 @@ pub struct Tuning {
     /// Whether all lanes of a workgroup go across channels that are neighbours, instead, as far as there are packs:
     /// spread over all channels, where the next workgroups take the packs between them.
     pub spread: bool,
-    /// Where channels, or packs that mix them, are neighbours in memory, a workgroup takes at most so many bytes of
-    /// whole rows, and twice as many in a reduction, each lane one row at least: several workgroups read a line
+    /// Where channels are neighbours in memory, a workgroup takes at most so many bytes of whole rows, and twice as many in a reduction, each lane one row at least: several workgroups read a line
     /// of memory one after the other, and should find it in a cache.
     pub rows_bytes: u32,
     /// Workgroups that a reduction is split into, where it is large enough.
@@ -34,6 +33,9 @@ pub struct Tuning {
     pub reduction_packs_max: u32,
     /// Packs for each invocation in an element-wise kernel, 16 at least where they mix channels.
     pub map_packs: u32,
+    /// Where channels lie first, a workgroup of an element-wise kernel takes at most so many planes, or rows of packs
+    /// that mix channels; more where these have less than 32 packs for each invocation, or 16 where they mix channels.
+    pub map_planes_max: u32,
     /// A training pass is one dispatch where a workgroup, which then takes a channel (or some that
     /// are neighbours) whole and reads it twice, the second time from a cache, has at most so many
     /// bytes of a tensor. 0 for never.
@@ -84,6 +86,8 @@ impl Tuning {
             reduction_packs_max: 256,
             // Two times four loads under way, against the coefficients' loads before them.
             map_packs: 8,
+            // In planes of a few packs, too.
+            map_planes_max: u32::MAX,
             // More than a first cache holds of several workgroups, but the second one holds it for all.
             whole_bytes: 128 << 10,
             // Two blocks of four, against the tree over all lanes.
@@ -109,8 +113,8 @@ impl Tuning {
         Self {
             // A vector of 256 bits. More than one vector per workgroup makes barriers expensive.
             lanes: 8,
-            // Of packs that mix channels, lanes in rows of their own.
-            bytes_across: 16,
+            // All lanes, of packs that mix channels: two lines of 64 bytes.
+            bytes_across: 128,
             // The first of some workgroups then reads memory in order.
             spread: true,
             // With two or three tensors, half of a second cache.
@@ -124,6 +128,9 @@ impl Tuning {
             reduction_packs_max: 512,
             // Against the same costs, above all the coefficients' loads.
             map_packs: 256,
+            // Each lies far from the next. Cores fetch ahead from few places at a time, some for each tensor; and what
+            // lies on the same pages should come soon.
+            map_planes_max: 8,
             // The second reading costs as much as the first, in a cache or not.
             whole_bytes: 0,
             whole_packs_min: 8,
@@ -157,6 +164,7 @@ impl Tuning {
             ("tuning.reduction_packs_min", self.reduction_packs_min),
             ("tuning.reduction_packs_max", self.reduction_packs_max),
             ("tuning.map_packs", self.map_packs),
+            ("tuning.map_planes_max", self.map_planes_max),
             ("tuning.whole_packs_min", self.whole_packs_min),
             ("tuning.whole_workgroups", self.whole_workgroups),
             ("tuning.mixed_rows_min", self.mixed_rows_min),

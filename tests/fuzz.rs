@@ -72,7 +72,8 @@ fn tuning() -> impl Strategy<Value = Tuning> {
         any::<u32>(),
     );
     let across = (count(), count(), any::<bool>());
-    (lanes, across, count(), count(), count(), count(), whole).prop_map(
+    let map = (count(), count());
+    (lanes, across, count(), count(), count(), map, whole).prop_map(
         |(lanes, across, workgroups, min, max, map, whole)| {
             let mut tuning = Tuning::gpu();
             tuning.lanes = lanes;
@@ -80,7 +81,7 @@ fn tuning() -> impl Strategy<Value = Tuning> {
             tuning.reduction_workgroups = workgroups;
             tuning.reduction_packs_min = min;
             tuning.reduction_packs_max = max;
-            tuning.map_packs = map;
+            (tuning.map_packs, tuning.map_planes_max) = map;
             (
                 tuning.whole_bytes,
                 tuning.whole_bytes_of_few,
