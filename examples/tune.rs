@@ -102,7 +102,7 @@ fn tunings(chosen: Tuning) -> Vec<(String, Tuning)> {
     for spread in [false, true] {
         push(format!("spread {spread}"), &|tuning| tuning.spread = spread);
     }
-    for bytes in [64 << 10, 128 << 10, 256 << 10, 512 << 10, u32::MAX] {
+    for bytes in [64 << 10, 128 << 10, 256 << 10, 512 << 10, u64::MAX] {
         push(format!("rows_bytes {bytes}"), &|tuning| {
             tuning.rows_bytes = bytes
         });

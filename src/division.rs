@@ -733,10 +733,12 @@ impl Division {
         let tiles = block.columns.div_ceil(lanes.across);
         let wanted = u64::from(tuning.reduction_workgroups).div_ceil(tiles);
         let splits_for = |packs: u64| block.length().div_ceil(lanes.shared * packs);
-        let most = packs_in_rows(block, form, lanes, 2 * u64::from(tuning.rows_bytes));
-        let splits = wanted
-            .min(splits_for(tuning.reduction_packs_min.into()))
-            .max(splits_for(most.min(tuning.reduction_packs_max.into())));
+        let least = u64::from(tuning.reduction_packs_min);
+        // It has one or two tensors to read, where an element-wise kernel has two to four.
+        let most = packs_in_rows(block, form, lanes, tuning.rows_bytes.saturating_mul(2))
+            .max(least)
+            .min(tuning.reduction_packs_max.into());
+        let splits = wanted.min(splits_for(least)).max(splits_for(most));
         let split_length = block.length().div_ceil(splits).next_multiple_of(multiple);
         Self::new(block, lanes, split_length.min(block.length()), limits)
     }
@@ -767,14 +769,14 @@ impl Division {
         tuning: &Tuning,
         limits: &wgpu::Limits,
     ) -> Self {
-        let in_planes = u64::from(tuning.map_planes_max) * block.plane / lanes.shared;
+        let most = match has_rows(block, form) {
+            true => packs_in_rows(block, form, lanes, tuning.rows_bytes),
+            false => u64::from(tuning.map_planes_max) * block.plane / lanes.shared,
+        };
+        let wanted = u64::from(tuning.map_packs);
         let packs = match form.packing {
-            Packing::Mixed => in_planes
-                .min(tuning.map_packs.into())
-                .max(least_packs(form)),
-            _ if block.plane == 1 => packs_in_rows(block, form, lanes, tuning.rows_bytes.into())
-                .min(tuning.map_packs.into()),
-            _ => in_planes.max(32).min(tuning.map_packs.into()),
+            Packing::Mixed => most.min(wanted).max(least_packs(form)),
+            _ => most.max(MAP_PACKS_MIN).min(wanted),
         };
         let packs = packs.next_multiple_of(multiple);
         // As many splits as that takes, all alike: some adapters give each thread the same number of workgroups.
@@ -907,6 +909,10 @@ impl Division {
     }
 }
 
+/// Packs that a lane of an element-wise kernel has, if it should have so many, however wide rows or small planes are:
+/// against the loads of what belongs to its channel.
+const MAP_PACKS_MIN: u64 = 32;
+
 /// Packs of a column that a lane should have at least.
 fn least_packs(form: Form) -> u64 {
     match form.packing {
@@ -946,7 +952,7 @@ fn word_lanes(block: Block, form: Form, whole: Option<&Whole>, tuning: &Tuning) 
 /// With at most so many lanes, a power of two, on a column.
 fn shared_lanes(block: Block, form: Form, shared: u64, tuning: &Tuning) -> Lanes {
     // Where neighbouring columns are neighbours in memory, lanes across them coalesce, or are spread over all.
-    let spread = tuning.spread && block.plane == 1 && !form.packing.mixes();
+    let spread = tuning.spread && has_rows(block, form);
     let across = match block.plane {
         1 if spread => tuning.lanes.into(),
         1 => lanes_across(form, tuning).min(tuning.lanes.into()),
@@ -969,14 +975,17 @@ fn lanes_across(form: Form, tuning: &Tuning) -> u64 {
     (u64::from(tuning.bytes_across) / (4 * form.dtype.size() as u64)).max(1)
 }
 
-/// Packs for each lane, so that the rows of columns that are neighbours in memory which a workgroup has to do with are
-/// of at most so many bytes; elsewhere any number.
+/// Whether a column has a pack in each row of memory, as all others have.
+fn has_rows(block: Block, form: Form) -> bool {
+    block.plane == 1 && !form.packing.mixes()
+}
+
+/// Packs for each lane, so that a workgroup has to do with rows of at most so many bytes; any number where there are
+/// none.
 fn packs_in_rows(block: Block, form: Form, lanes: Lanes, most_bytes: u64) -> u64 {
-    match block.plane {
-        1 if !form.packing.mixes() => {
-            (most_bytes / (block.columns * form.pack_bytes() * lanes.shared)).max(1)
-        }
-        _ => u64::MAX,
+    match has_rows(block, form) {
+        true => most_bytes / (block.columns * form.pack_bytes() * lanes.shared),
+        false => u64::MAX,
     }
 }
 
@@ -1516,17 +1525,52 @@ mod tests {
         }
     }
 
+    /// On software adapters, where channels lie last, workgroups take the fewer rows the wider these are, if lanes
+    /// then have packs enough; element-wise kernels half as many as reductions.
+    #[test]
+    fn workgroups_take_few_wide_rows() {
+        let limits = wgpu::Limits::default();
+        let tuning = Tuning::cpu();
+        for (channels, expected) in [
+            (64, (512, 256)),
+            (256, (512, 256)),
+            (512, (256, 128)),
+            (1024, (128, 64)),
+            (2048, (64, 32)),
+            (32_768, (64, 32)),
+        ] {
+            let view = View {
+                outer: 1 << 16,
+                channels,
+                inner: 1,
+            };
+            for masked in [false, true] {
+                let form = Form::of(view, DType::F32, masked, &tuning, &limits);
+                let divisions = Divisions::new(view, form, masked, &tuning, &limits);
+                let (reduction, map) = (divisions.reductions[0], divisions.maps[0]);
+                let found = (reduction.geometry.split_length, map.geometry.split_length);
+                assert_eq!(found, expected, "{channels} {masked}");
+            }
+        }
+    }
+
     /// On software adapters, where channels lie first, a workgroup of an element-wise kernel takes few planes, if
     /// lanes then have packs enough.
     #[test]
     fn maps_take_few_planes() {
         let limits = wgpu::Limits::default();
         let tuning = Tuning::cpu();
-        // In packs of a plane: planes of a workgroup, with masks whose words have the bits of four packs and without.
-        for (plane, expected) in [(4, [64, 64]), (8, [32, 32]), (50, [8, 8]), (98, [8, 8])] {
+        // Packs in a plane, and planes that a workgroup has; with a mask as without.
+        for (plane, expected) in [
+            (4, [64, 64]),
+            (8, [32, 32]),
+            (24, [10, 10]),
+            (56, [8, 8]),
+            (112, [8, 8]),
+        ] {
             let view = View {
-                outer: 64,
-                channels: 512,
+                outer: 256,
+                channels: 64,
                 inner: 8 * plane,
             };
             let found = [false, true].map(|masked| {

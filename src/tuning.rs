@@ -18,12 +18,14 @@ pub struct Tuning {
     /// across so many bytes of packs of four, and as many lanes for packs of one or eight; one lane at least. Where
     /// a channel has too few values to fill a workgroup, more go across, up to 64, in any layout.
     pub bytes_across: u32,
-    /// Whether all lanes of a workgroup go across channels that are neighbours, instead, as far as there are packs:
-    /// spread over all channels, where the next workgroups take the packs between them.
+    /// Where channels are neighbours, whether all lanes of a workgroup are spread over all channels instead, and the
+    /// next workgroups take the packs between them. Not for packs that mix channels.
     pub spread: bool,
-    /// Where channels are neighbours in memory, a workgroup takes at most so many bytes of whole rows, and twice as many in a reduction, each lane one row at least: several workgroups read a line
-    /// of memory one after the other, and should find it in a cache.
-    pub rows_bytes: u32,
+    /// Where channels are neighbours, a workgroup of an element-wise kernel takes at most so many bytes of whole rows,
+    /// and one of a reduction, which has fewer tensors, twice as many; more where these are fewer than 32 packs for
+    /// each invocation, or [`Tuning::reduction_packs_min`]. Several workgroups read a line of memory, one after
+    /// the other, and should find it in a cache.
+    pub rows_bytes: u64,
     /// Workgroups that a reduction is split into, where it is large enough.
     pub reduction_workgroups: u32,
     /// Packs that an invocation should at least get in a reduction before it is split further.
@@ -33,8 +35,9 @@ pub struct Tuning {
     pub reduction_packs_max: u32,
     /// Packs for each invocation in an element-wise kernel, 16 at least where they mix channels.
     pub map_packs: u32,
-    /// Where channels lie first, a workgroup of an element-wise kernel takes at most so many planes, or rows of packs
-    /// that mix channels; more where these have less than 32 packs for each invocation, or 16 where they mix channels.
+    /// Where channels lie first, a workgroup of an element-wise kernel takes about so many planes of a channel at most,
+    /// or rows of packs that mix channels; more where these are fewer than 32 packs for each invocation, or 16 that
+    /// mix channels.
     pub map_planes_max: u32,
     /// A training pass is one dispatch where a workgroup, which then takes a channel (or some that
     /// are neighbours) whole and reads it twice, the second time from a cache, has at most so many
@@ -76,7 +79,7 @@ impl Tuning {
             // Side by side, so that a subgroup loads whole lines.
             spread: false,
             // No line is shared.
-            rows_bytes: u32::MAX,
+            rows_bytes: u64::MAX,
             // Four workgroups for each of 128 multiprocessors: enough loads under way, and half the partial
             // results of eight.
             reduction_workgroups: 512,
@@ -113,11 +116,11 @@ impl Tuning {
         Self {
             // A vector of 256 bits. More than one vector per workgroup makes barriers expensive.
             lanes: 8,
-            // All lanes, of packs that mix channels: two lines of 64 bytes.
+            // All lanes, of packs that mix channels.
             bytes_across: 128,
             // The first of some workgroups then reads memory in order.
             spread: true,
-            // With two or three tensors, half of a second cache.
+            // With two to four tensors, half of a second-level cache.
             rows_bytes: 256 << 10,
             // A few for each core, for balance.
             reduction_workgroups: 16,
@@ -159,7 +162,6 @@ impl Tuning {
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let positive = [
             ("tuning.bytes_across", self.bytes_across),
-            ("tuning.rows_bytes", self.rows_bytes),
             ("tuning.reduction_workgroups", self.reduction_workgroups),
             ("tuning.reduction_packs_min", self.reduction_packs_min),
             ("tuning.reduction_packs_max", self.reduction_packs_max),

@@ -71,7 +71,7 @@ fn tuning() -> impl Strategy<Value = Tuning> {
         count(),
         any::<u32>(),
     );
-    let across = (count(), count(), any::<bool>());
+    let across = (count(), any::<u64>(), any::<bool>());
     let map = (count(), count());
     (lanes, across, count(), count(), count(), map, whole).prop_map(
         |(lanes, across, workgroups, min, max, map, whole)| {

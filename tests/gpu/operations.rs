@@ -74,6 +74,7 @@ pub fn many_splits(wide_words: bool) -> Tuning {
     let mut tuning = Tuning::gpu();
     tuning.lanes = 32;
     tuning.bytes_across = 64;
+    // Both ways of lanes across, too.
     tuning.spread = wide_words;
     tuning.rows_bytes = 500;
     tuning.mixed_rows_min = 1;
