@@ -131,8 +131,7 @@ impl Tuning {
             reduction_packs_max: 512,
             // Against the same costs, above all the coefficients' loads.
             map_packs: 256,
-            // Each lies far from the next. Cores fetch ahead from few places at a time, some for each tensor; and what
-            // lies on the same pages should come soon.
+            // Each lies far from the next, and there are some for each tensor. From 16 to 32, `tune` shows a cliff.
             map_planes_max: 8,
             // The second reading costs as much as the first, in a cache or not.
             whole_bytes: 0,
