@@ -5,8 +5,8 @@
 //! against the CPU path before it is timed.
 //!
 //! Timed on the GPU is one operation on buffers that stay there, by the device's own clock where it
-//! has one. Its tensors are taken in turn from sets of 128 MiB together, which few caches hold; tiny
-//! ones from 64 sets. What follows one another on different sets may overlap on a GPU, but for passes
+//! has one. Its tensors are taken in turn from sets of 128 MiB together, which few caches hold; those
+//! of less than 1 MiB from 64 sets. What follows one another on different sets may overlap on a GPU, but for passes
 //! of several dispatches, which share a plan's workspace. Beside it stand a copy shader over the same
 //! tensors, measured just before, and the CPU path on all cores, which has its tensors in its caches,
 //! as far as they go, and allocates its results.

@@ -1,8 +1,8 @@
 //! Makes README's tables of the benches and the pictures beside them from the records.
 //!
-//! `cargo run --release --example bench_report [FOLDER]` reads every record in FOLDER, or else in
-//! `docs/bench`: what `scripts/bench.sh` wrote on one adapter each. For each it draws a picture with
-//! a record's name there, and all tables go to README.md, between two marks.
+//! `cargo run --release --example bench_report` reads every record in `docs/bench`: what
+//! `scripts/bench.sh` wrote on one adapter each. For each it draws a picture with a record's name
+//! there, and all tables go to README.md, between two marks.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -46,10 +46,8 @@ struct Record {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let folder = std::env::args().nth(1);
-    let folder = PathBuf::from(folder.unwrap_or_else(|| "docs/bench".to_owned()));
     let mut paths = Vec::new();
-    for entry in fs::read_dir(&folder)? {
+    for entry in fs::read_dir("docs/bench")? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "csv") {
             paths.push(path);

@@ -1,10 +1,12 @@
 //! Times every choice of how work is divided, for one shape: to tune for a device.
 //!
-//! `cargo run --release --example tune -- 32x256x14x14 [channels-last] [f16]`. `WGPU_BACKEND` or
+//! `cargo run --release --example tune -- 32x256x56x56 [channels-last] [f16]`. `WGPU_BACKEND` or
 //! `WGPU_ADAPTER_NAME` chooses an adapter. From what is chosen by itself, it changes one number of
-//! [`Tuning`] at a time, and prints medians in milliseconds; the copy shader stands on top. What is
-//! clearly faster than the first line is worth a report, with the adapter's name. All choices run on
-//! the same tensors: give a shape that caches do not hold.
+//! [`Tuning`] at a time (for the number of dispatches, two), and prints medians in milliseconds; the
+//! copy shader stands on top. What is clearly faster than the first line is worth a report, with the
+//! adapter's name. A number may do more than its name says: on software adapters, those that allow one
+//! or two dispatches keep channels that lie last from being taken eight at a time. All choices run on the same
+//! tensors: give a shape that caches do not hold.
 
 #[path = "../benches/common/mod.rs"]
 mod common;
@@ -13,15 +15,18 @@ use std::error::Error;
 
 use common::operations::{Buffers, Operation};
 use common::{Copy, Meter};
-use wgpu_batchnorm::{DType, Layout, NativeF16, Options, Plan, Shape, Tuning};
+use wgpu_batchnorm::{DType, Layout, NativeF16, Options, Plan, Shape, Tuning, wgpu};
 
 /// Every choice is timed so often, in turn with the others.
 const ROUNDS: usize = 9;
 
+/// Each time for about so many milliseconds or more: without timestamps, what is timed is a submission.
+const SAMPLE: f64 = 2.0;
+
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |word: &str| arguments.iter().any(|argument| argument == word);
-    let dims = arguments.first().map_or("32x256x14x14", String::as_str);
+    let dims = arguments.first().map_or("32x256x56x56", String::as_str);
     let dims: Result<Vec<usize>, _> = dims.split('x').map(str::parse).collect();
     let layout = match has("channels-last") {
         true => Layout::ChannelsLast,
@@ -53,26 +58,37 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         choices.push((name, commands));
     }
+    // In milliseconds.
+    let time = |iterations, record: &dyn Fn(&mut wgpu::ComputePass<'_>)| {
+        let total = meter.time(iterations, |pass, _| record(pass));
+        total.as_secs_f64() * 1e3 / iterations as f64
+    };
+    let iterations = Operation::ALL.map(|operation| {
+        let commands = &choices[0].1[operation as usize];
+        // The first compiles.
+        let [_, once] = [(); 2].map(|()| time(1, &|pass| commands.record_into(pass)));
+        (SAMPLE / once).clamp(1.0, 64.0) as u64
+    });
     let mut copies = Vec::new();
     let mut times = vec![[const { Vec::new() }; 3]; choices.len()];
     for _ in 0..ROUNDS {
-        copies.push(meter.time(1, |pass, _| copy.record_into(pass)));
+        copies.push(time(iterations[0], &|pass| copy.record_into(pass)));
         for ((_, commands), times) in choices.iter().zip(&mut times) {
-            for (commands, times) in commands.iter().zip(times) {
-                times.push(meter.time(1, |pass, _| commands.record_into(pass)));
+            for ((commands, times), iterations) in commands.iter().zip(times).zip(iterations) {
+                times.push(time(iterations, &|pass| commands.record_into(pass)));
             }
         }
     }
-    let milliseconds = |times: &mut Vec<std::time::Duration>| {
-        times.sort();
-        times[times.len() / 2].as_secs_f64() * 1e3
+    let median = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
     };
     println!("| choice | inference | forward | backward | dispatches |");
     println!("|---|---|---|---|---|");
-    let copied = milliseconds(&mut copies);
+    let copied = median(&mut copies);
     println!("| copy shader | {copied:.3} | | | 1 |");
     for ((name, commands), times) in choices.iter().zip(&mut times) {
-        let [inference, forward, backward] = times.each_mut().map(milliseconds);
+        let [inference, forward, backward] = times.each_mut().map(median);
         let dispatches = commands.iter().map(|one| one.dispatches().to_string());
         let dispatches: Vec<_> = dispatches.collect();
         let dispatches = dispatches.join(", ");

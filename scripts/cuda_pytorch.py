@@ -9,8 +9,9 @@ Rust: `cargo bench --bench batch_norm --no-run` tells where it lies), which chec
 records its times on the GPU; in FOLDER, if given. Then it times PyTorch on the same shapes, or on
 those with WORD in their name, as `channels-last/f16/32x64x56x56` (always N×C×H×W): eager with cuDNN,
 eager without, and `torch.compile`; forward in training, inference and backward; f32, f16 and bf16 in
-both layouts. Both take their tensors in turn from so many that no cache holds them, and time is the
-device's own: PyTorch's kernels are captured in a CUDA graph, so that no launch waits for Python.
+both layouts. Both take their tensors in turn from so many that few caches hold them (of less than
+1 MiB, from 64 sets), and time is the device's own: PyTorch's kernels are captured in a CUDA graph,
+so that no launch waits for Python.
 
 It prints Markdown tables: the medians in milliseconds, and ours in units of the fastest of
 PyTorch's; then how often ours is as fast as that.
@@ -50,7 +51,7 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 FORMATS = {"channels-first": torch.contiguous_format, "channels-last": torch.channels_last}
 # The bench's shapes that are not ResNet-50's.
 OTHERS = [(64, 64, 128, 128), (2, 8, 4, 4), (32, 123, 7, 7)]
-# Bytes that no cache holds, and the most sets of tensors that go round.
+# Bytes that few caches hold, and the most sets of tensors that go round.
 ROTATED, SETS_MAX = 128 << 20, 64
 REPETITIONS = 10
 # A graph cannot be captured on the default stream, nor what autograd would run on it.
@@ -66,12 +67,12 @@ def ours(binary, record):
         subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=sys.stderr)
         (path,) = Path(folder).glob("*.csv")
         lines = path.read_text().splitlines()
+        print(lines[0].removeprefix("# "))
+        if "kind: hardware" not in lines[1] or torch.cuda.get_device_name() not in lines[0]:
+            sys.exit("the bench ran on another adapter: see WGPU_ADAPTER_NAME")
         if record:
             os.makedirs(record, exist_ok=True)
             shutil.copy(path, record)
-    print(lines[0].removeprefix("# "))
-    if "kind: hardware" not in lines[1] or torch.cuda.get_device_name() not in lines[0]:
-        sys.exit("the bench ran on another adapter: see WGPU_ADAPTER_NAME")
     times = {}
     for row in csv.DictReader(line for line in lines if not line.startswith("#")):
         if row["fused"] == "none":

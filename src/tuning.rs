@@ -33,7 +33,8 @@ pub struct Tuning {
     /// Packs that an invocation gets at most in a reduction, rounded up to a multiple of four where
     /// there is an activation. It bounds the rounding error of the longest chain of additions.
     pub reduction_packs_max: u32,
-    /// Packs for each invocation in an element-wise kernel, 16 at least where they mix channels.
+    /// Packs for each invocation in an element-wise kernel, 16 at least where they mix channels; rounded up to whole
+    /// words of a mask (8 packs of four values, 32 of one, 16 pairs) where there is an activation.
     pub map_packs: u32,
     /// Where channels lie first, a workgroup of an element-wise kernel takes about so many planes of a channel at most,
     /// or rows of packs that mix channels; more where these are fewer than 32 packs for each invocation, or 16 that

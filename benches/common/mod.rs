@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use wgpu::util::DeviceExt;
 use wgpu_batchnorm::{Error, Gpu, Tuning, wgpu};
 
-/// Dispatches in one submission at most: some systems kill one that takes seconds.
+/// Operations in one submission at most: some systems kill one that takes seconds.
 const SUBMITTED_AT_ONCE: u64 = 64;
 
 /// A device, and how long what it runs takes.

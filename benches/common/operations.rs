@@ -104,14 +104,16 @@ fn whole(tensor: &Tensor) -> wgpu::BufferSlice<'_> {
     tensor.buffer().slice(..)
 }
 
-/// Writes values spread over 1 … 2, a part at a time, so that the host needs no second tensor.
+/// Writes values between 1 and 2, in f16 between 1.875 and 2, a part at a time, so that the host needs no second tensor.
 fn fill(gpu: &Gpu, tensor: &Tensor) {
     const PART: u64 = 1 << 24;
     let bytes = tensor.shape().bytes(tensor.dtype());
     let part: Vec<u8> = (0..bytes.min(PART) as u32 / 4)
         .flat_map(|index| {
-            // Weyl's sequence, as bits that are such numbers in every storage type.
-            (0x3f80_3f80 | index.wrapping_mul(0x9e37_79b9) >> 9).to_ne_bytes()
+            // Weyl's sequence, as bits that are such numbers in every storage type: of each half, no sign, and an
+            // exponent of its own in f16.
+            let spread = index.wrapping_mul(0x9e37_79b9) >> 9;
+            (0x3f80_3f80 | spread & 0x007f_007f).to_ne_bytes()
         })
         .collect();
     for start in (0..bytes).step_by(PART as usize) {

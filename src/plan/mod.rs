@@ -268,7 +268,8 @@ impl Plan {
     }
 
     /// The size of the `mask` range, in bytes: one bit for each value, and some to fill up words (a
-    /// quarter where channels have tens of thousands of values, up to three times as many where they have few).
+    /// quarter where channels have tens of thousands of values, up to three times as many where they have few, and
+    /// a word for each channel at least).
     /// Words that hold no value's bit are not written.
     pub fn mask_bytes(&self) -> u64 {
         self.divisions.mask_words * 4
@@ -535,7 +536,7 @@ impl Plan {
     /// [`Plan::bind_moments`]. An empty batch takes no work.
     ///
     /// # Errors
-    /// As [`Plan::bind_moments`].
+    /// As [`Plan::bind_forward`], but any batch will do.
     pub fn bind_normalize(&self, buffers: &ForwardBuffers<'_>) -> Result<Commands, Error> {
         let mut takes = self.forward_takes(&buffers.ranges);
         takes.push(("saved", Take::Must));
@@ -553,7 +554,7 @@ impl Plan {
     /// valid enter the sums like others.
     ///
     /// # Errors
-    /// As [`Plan::bind_moments`].
+    /// As [`Plan::bind_forward`], but any batch will do.
     pub fn bind_sums(
         &self,
         buffers: &BackwardBuffers<'_>,
@@ -580,7 +581,7 @@ impl Plan {
     /// must have `dx`. `dgamma` and `dbeta`, if wanted, are those of the whole batch.
     ///
     /// # Errors
-    /// As [`Plan::bind_moments`]; [`Error::InvalidParameter`] for no shards.
+    /// As [`Plan::bind_forward`], but any batch will do; [`Error::InvalidParameter`] for no shards.
     pub fn bind_input_gradient(
         &self,
         buffers: &BackwardBuffers<'_>,
