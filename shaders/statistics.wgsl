@@ -16,8 +16,8 @@
 // of the same form, and `merge` takes those of all shards.
 //
 // Two things keep the digits at any offset of x: everything is measured from a pivot, a value of
-// the channel itself (in merges, the mean of a part of it), and squares are summed over short blocks, from their mean or from that of
-// what came before, then merged by Chan's formula in a fixed order.
+// the channel itself (in merges, the mean of a part of it), and squares are summed over short blocks,
+// from their mean or from that of what came before, then merged by Chan's formula in a fixed order.
 // Twin on the CPU: src/cpu/statistics.rs.
 
 @group(0) @binding(12) var<storage, read_write> saved: array<PerChannel>;

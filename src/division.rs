@@ -930,9 +930,9 @@ fn lanes(block: Block, form: Form, tuning: &Tuning) -> Lanes {
 }
 
 /// The same where lanes write words of a mask: no more on a column than leave each four packs and eight values,
-/// so that a mask has at most four bits for each value, if channels have eight, and hardly more than one where lanes have many. Those of
-/// kernels that take columns whole, if there are any: the mask suits both, but where packs mix channels only one
-/// has a part in it.
+/// so that a mask has at most four bits for each value, if channels have eight, and hardly more than one where lanes
+/// have many. Those of kernels that take columns whole, if there are any: the mask suits both, but where packs mix
+/// channels only one has a part in it.
 fn word_lanes(block: Block, form: Form, whole: Option<&Whole>, tuning: &Tuning) -> Lanes {
     if let Some(whole) = whole
         && !form.packing.mixes()
