@@ -132,7 +132,7 @@ impl Form {
             && values.packs().is_multiple_of(4)
             // Slices would have to begin with a row.
             && values.packs() * self.dtype.size() as u64 <= binding(limits)
-            // What belongs to a column's channels takes some twenty loads, which rows share.
+            // What belongs to a column's channels takes ten to twenty loads, which rows share.
             && Block::new(view, Packing::Mixed).outer >= tuning.mixed_rows_min.into();
         // Pairs are that much slower.
         may && (self.in_pairs()
@@ -1659,7 +1659,7 @@ mod tests {
                 assert!(is_mixed(small, &cpu) && is_mixed(large, &cpu));
                 assert!(is_mixed(large, &Tuning::gpu()));
                 // Too few rows, an odd number of values, more than a binding, packs of one channel.
-                for dims in [(7, 2048, 49), (33, 3, 49), (512, 2048, 147), (32, 64, 48)] {
+                for dims in [(3, 2048, 49), (33, 3, 49), (512, 2048, 147), (32, 64, 48)] {
                     assert!(!is_mixed(dims, &cpu), "{dims:?}");
                 }
                 let mut tuning = Tuning::cpu();

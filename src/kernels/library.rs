@@ -40,7 +40,7 @@ pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
         Packing::Scalar => vec![piece!("lib/pack/scalar")],
         Packing::Inner | Packing::InnerTwins | Packing::Ragged => vec![piece!("lib/pack/inner")],
         Packing::Channels | Packing::ChannelTwins => vec![piece!("lib/pack/channels")],
-        Packing::Mixed => vec![piece!("lib/pack/channels"), piece!("lib/channels_of")],
+        Packing::Mixed => vec![piece!("lib/pack/channels"), channels_of(choice)],
     };
     pieces.extend(match choice.form.packing {
         Packing::Ragged => [piece!("lib/address/values"), piece!("lib/word/value")],
@@ -63,6 +63,14 @@ pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
         piece!("lib/normalized"),
     ]);
     pieces
+}
+
+/// The channels of a pack that mixes them.
+fn channels_of(choice: &Choice) -> Piece {
+    match choice.one_value_planes {
+        true => piece!("lib/channels_of/four"),
+        false => piece!("lib/channels_of/two"),
+    }
 }
 
 fn storage(choice: &Choice) -> Vec<Piece> {

@@ -88,6 +88,8 @@ pub(crate) struct Choice {
     pub(crate) native_f16: NativeF16,
     /// Whether memory is read and written in words of 64 bits.
     pub(crate) wide: bool,
+    /// Of packs that mix channels, whether a plane is one value.
+    pub(crate) one_value_planes: bool,
     pub(crate) activation: ActivationFile,
     /// Whether a residual is added before the activation.
     pub(crate) residual: bool,
@@ -115,6 +117,7 @@ impl Choice {
             form,
             native_f16: NativeF16::Never,
             wide: false,
+            one_value_planes: false,
             activation: ActivationFile::Identity,
             residual: false,
             residual_gradient: false,
@@ -155,6 +158,7 @@ impl Choice {
                     only.form = self.form;
                     only.native_f16 = self.native_f16;
                     only.wide = self.wide;
+                    only.one_value_planes = self.one_value_planes;
                 }
                 Axis::FourChannels => only.form.packing = self.form.packing.of_vectors(),
                 Axis::Activation => only.activation = self.activation,
@@ -176,7 +180,7 @@ impl Choice {
         let forms = Form::all();
         forms.flat_map(move |form| {
             ActivationFile::ALL.into_iter().flat_map(move |activation| {
-                (0..1_u32 << 11).filter_map(move |flags| {
+                (0..1_u32 << 12).filter_map(move |flags| {
                     let flag = |bit: u32| flags >> bit & 1 == 1;
                     let native_f16 = match (flag(7), flag(10)) {
                         (false, false) => NativeF16::Never,
@@ -197,6 +201,7 @@ impl Choice {
                         native_f16,
                         wide: flag(8),
                         shared: flag(9),
+                        one_value_planes: flag(11),
                     };
                     choice.is_legal().then_some(choice)
                 })
@@ -212,6 +217,7 @@ impl Choice {
             && (self.form.dtype == DType::F16 || self.native_f16 == NativeF16::Never)
             && (self.form.packing != Packing::Scalar || !self.wide)
             && (!self.form.packing.has_twins() || self.wide)
+            && (self.form.packing == Packing::Mixed || !self.one_value_planes)
     }
 }
 
@@ -382,6 +388,7 @@ impl Variant {
             (choice.native_f16 == NativeF16::Reads, "native_reads"),
             (choice.native_f16 == NativeF16::Always, "native_f16"),
             (choice.wide, "wide"),
+            (choice.one_value_planes, "one_value_planes"),
             (choice.residual, "residual"),
             (choice.residual_gradient, "residual_gradient"),
             (choice.some_valid, "some_valid"),

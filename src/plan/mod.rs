@@ -756,6 +756,7 @@ impl Plan {
             let choice = Choice {
                 form,
                 wide: in_packs && self.tuning.wide_words,
+                one_value_planes: form.packing == Packing::Mixed && self.shape.view().inner == 1,
                 shared: shares(operands, choice, step),
                 ..*choice
             };

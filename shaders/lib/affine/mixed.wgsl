@@ -5,10 +5,10 @@
 
 fn gamma_of(column: u32) -> PerChannel {
     let c = channels_of(column);
-    return PerChannel(gamma[c.x], gamma[c.y], gamma[c.z], gamma[c.w]);
+    return per_channel(column, gamma[c.x], gamma[c.y], gamma[c.z], gamma[c.w]);
 }
 
 fn beta_of(column: u32) -> PerChannel {
     let c = channels_of(column);
-    return PerChannel(beta[c.x], beta[c.y], beta[c.z], beta[c.w]);
+    return per_channel(column, beta[c.x], beta[c.y], beta[c.z], beta[c.w]);
 }

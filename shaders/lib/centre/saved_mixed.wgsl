@@ -2,12 +2,11 @@
 
 @group(0) @binding(12) var<storage, read> saved: array<f32>;
 
-fn saved_row(first: vec4<u32>, row: u32) -> PerChannel {
-    let c = first + row * geometry.all_columns;
-    return PerChannel(saved[c.x], saved[c.y], saved[c.z], saved[c.w]);
+fn saved_row(column: u32, row: u32) -> PerChannel {
+    let c = channels_of(column) + row * geometry.all_columns;
+    return per_channel(column, saved[c.x], saved[c.y], saved[c.z], saved[c.w]);
 }
 
 fn centre_of(column: u32) -> Centre {
-    let c = channels_of(column);
-    return Centre(saved_row(c, 0u), saved_row(c, 1u), saved_row(c, 2u));
+    return Centre(saved_row(column, 0u), saved_row(column, 1u), saved_row(column, 2u));
 }

@@ -4,7 +4,8 @@
 
 fn row_of(column: u32, row: u32) -> PerChannel {
     let c = channels_of(column) + row * geometry.all_columns;
-    return PerChannel(
+    return per_channel(
+        column,
         coefficient_rows[c.x],
         coefficient_rows[c.y],
         coefficient_rows[c.z],
