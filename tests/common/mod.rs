@@ -60,6 +60,18 @@ impl Adapter {
     }
 }
 
+/// Whether a device takes a case: those of two back ends, as Mesa's Vulkan and OpenGL are, take half of them each.
+///
+/// Nearly every mode in every shape has kernels of its own, and to compile these takes nearly all of a test's time.
+pub fn has_turn(gpu: &Gpu, case: usize) -> bool {
+    (case + gpu.info().backend as usize).is_multiple_of(2)
+}
+
+/// A seed for random cases, which are others on another back end, for the same reason.
+pub fn seed_on(gpu: &Gpu, seed: u64) -> u64 {
+    seed | (gpu.info().backend as u64) << 32
+}
+
 /// A test's result: any error fails it.
 pub type Outcome = Result<(), Box<dyn std::error::Error>>;
 
