@@ -151,22 +151,19 @@ fn seconds(meter: &Meter, shape: &Shape, is_bench: bool) -> Result<[f64; 4], Err
 
 /// The median over rounds of a fortieth of a second, or of one operation that takes longer.
 fn timed(meter: &Meter, is_bench: bool, record: impl Fn(&mut wgpu::ComputePass<'_>)) -> f64 {
-    let time = |iterations: u64| {
-        let total = meter.time(iterations, |pass, _| record(pass));
-        total.as_secs_f64() / iterations as f64
+    let (iterations, rounds) = match is_bench {
+        true => match meter.iterations(0.025, &record) {
+            1 => (1, 5),
+            iterations => (iterations, 9),
+        },
+        false => (1, 1),
     };
-    // The first one compiles, and touches memory: it says only whether there is time for nine.
-    let rounds = if time(1) < 0.2 { 9 } else { 3 };
-    if !is_bench {
-        return time(1).max(1e-9);
-    }
-    let iterations = match rounds {
-        9 => (0.025 / time(1).max(1e-9)).clamp(1.0, 1024.0) as u64,
-        _ => 1,
-    };
-    let mut times: Vec<_> = (0..rounds).map(|_| time(iterations)).collect();
+    let mut times: Vec<_> = (0..rounds)
+        .map(|_| meter.seconds(iterations, &record))
+        .collect();
     times.sort_by(f64::total_cmp);
-    times[rounds / 2]
+    // Of a size beneath the clock's resolution, a line is still to be fitted.
+    times[rounds / 2].max(1e-9)
 }
 
 /// Fails where a device that shares the host's memory would take most of what is free. Linux only:

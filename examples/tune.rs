@@ -15,13 +15,13 @@ use std::error::Error;
 
 use common::operations::{Buffers, Operation};
 use common::{Copy, Meter};
-use wgpu_batchnorm::{DType, Layout, NativeF16, Options, Plan, Shape, Tuning, wgpu};
+use wgpu_batchnorm::{DType, Layout, NativeF16, Options, Plan, Shape, Tuning};
 
 /// Every choice is timed so often, in turn with the others.
 const ROUNDS: usize = 9;
 
-/// Each time for about so many milliseconds or more: without timestamps, what is timed is a submission.
-const SAMPLE: f64 = 2.0;
+/// Each time for about so many seconds or more: without timestamps, what is timed is a submission.
+const SAMPLE: f64 = 2e-3;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -58,30 +58,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         choices.push((name, commands));
     }
-    // In milliseconds.
-    let time = |iterations, record: &dyn Fn(&mut wgpu::ComputePass<'_>)| {
-        let total = meter.time(iterations, |pass, _| record(pass));
-        total.as_secs_f64() * 1e3 / iterations as f64
-    };
     let iterations = Operation::ALL.map(|operation| {
         let commands = &choices[0].1[operation as usize];
-        // The first compiles.
-        let [_, once] = [(); 2].map(|()| time(1, &|pass| commands.record_into(pass)));
-        (SAMPLE / once).clamp(1.0, 64.0) as u64
+        meter.iterations(SAMPLE, |pass| commands.record_into(pass))
     });
     let mut copies = Vec::new();
     let mut times = vec![[const { Vec::new() }; 3]; choices.len()];
     for _ in 0..ROUNDS {
-        copies.push(time(iterations[0], &|pass| copy.record_into(pass)));
+        copies.push(meter.seconds(iterations[0], |pass| copy.record_into(pass)));
         for ((_, commands), times) in choices.iter().zip(&mut times) {
             for ((commands, times), iterations) in commands.iter().zip(times).zip(iterations) {
-                times.push(time(iterations, &|pass| commands.record_into(pass)));
+                times.push(meter.seconds(iterations, |pass| commands.record_into(pass)));
             }
         }
     }
     let median = |times: &mut Vec<f64>| {
         times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
+        times[times.len() / 2] * 1e3
     };
     println!("| choice | inference | forward | backward | dispatches |");
     println!("|---|---|---|---|---|");

@@ -76,6 +76,22 @@ impl Meter {
         total
     }
 
+    /// The seconds that the device takes for what `record` records: the mean of `iterations`.
+    pub fn seconds(&self, iterations: u64, record: impl Fn(&mut wgpu::ComputePass<'_>)) -> f64 {
+        let total = self.time(iterations, |pass, _| record(pass));
+        total.as_secs_f64() / iterations as f64
+    }
+
+    /// How many times what `record` records fits into so many seconds; at least one.
+    pub fn iterations(&self, seconds: f64, record: impl Fn(&mut wgpu::ComputePass<'_>)) -> u64 {
+        // The first one compiles, and touches memory.
+        let first = self.seconds(1, &record);
+        if first > 10.0 * seconds {
+            return 1;
+        }
+        (seconds / self.seconds(1, record)).clamp(1.0, 1024.0) as u64
+    }
+
     /// The time that the device takes for what is recorded into one pass.
     fn time_once(&self, record: impl FnOnce(&mut wgpu::ComputePass<'_>)) -> Duration {
         let mut encoder = self
