@@ -149,20 +149,17 @@ fn seconds(meter: &Meter, shape: &Shape, is_bench: bool) -> Result<[f64; 4], Err
     Ok(times)
 }
 
-/// The median over rounds of a fortieth of a second, or of one operation that takes longer.
+/// The median over rounds of a fortieth of a second, or of one operation that takes more than half of that.
 fn timed(meter: &Meter, is_bench: bool, record: impl Fn(&mut wgpu::ComputePass<'_>)) -> f64 {
     let (iterations, rounds) = match is_bench {
-        true => match meter.iterations(0.025, &record) {
-            1 => (1, 5),
-            iterations => (iterations, 9),
-        },
+        true => (meter.iterations(0.025, &record), 7),
         false => (1, 1),
     };
     let mut times: Vec<_> = (0..rounds)
         .map(|_| meter.seconds(iterations, &record))
         .collect();
     times.sort_by(f64::total_cmp);
-    // Of a size beneath the clock's resolution, a line is still to be fitted.
+    // A line is to be fitted to what no clock sees, too.
     times[rounds / 2].max(1e-9)
 }
 

@@ -72,16 +72,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
     }
-    let median = |times: &mut Vec<f64>| {
+    let milliseconds = |times: &mut Vec<f64>| {
         times.sort_by(f64::total_cmp);
         times[times.len() / 2] * 1e3
     };
     println!("| choice | inference | forward | backward | dispatches |");
     println!("|---|---|---|---|---|");
-    let copied = median(&mut copies);
+    let copied = milliseconds(&mut copies);
     println!("| copy shader | {copied:.3} | | | 1 |");
     for ((name, commands), times) in choices.iter().zip(&mut times) {
-        let [inference, forward, backward] = times.each_mut().map(median);
+        let [inference, forward, backward] = times.each_mut().map(milliseconds);
         let dispatches = commands.iter().map(|one| one.dispatches().to_string());
         let dispatches: Vec<_> = dispatches.collect();
         let dispatches = dispatches.join(", ");

@@ -686,6 +686,11 @@ impl Divisions {
         reductions.chain([merge, nothing]).chain(maps).chain(wholes)
     }
 
+    /// Whether a plane of the tensor is one value.
+    pub(crate) fn one_value_planes(&self) -> bool {
+        self.maps.iter().all(|map| map.geometry.inner == 1)
+    }
+
     /// Partial results per column.
     pub(crate) fn splits(&self) -> u64 {
         self.merge.geometry.partials.into()
@@ -916,7 +921,7 @@ const MAP_PACKS_MIN: u64 = 32;
 /// Packs of a column that a lane should have at least.
 fn least_packs(form: Form) -> u64 {
     match form.packing {
-        // Against some twenty loads for what belongs to its channels.
+        // Against ten loads or twenty for what belongs to its channels.
         Packing::Mixed => 16,
         // The loads of four are under way at once.
         _ => 4,
@@ -1657,6 +1662,7 @@ mod tests {
                 let is_mixed =
                     |dims, tuning: &Tuning| packing(dims, dtype, masked, tuning) == Packing::Mixed;
                 assert!(is_mixed(small, &cpu) && is_mixed(large, &cpu));
+                assert!(is_mixed((4, 2048, 49), &cpu));
                 assert!(is_mixed(large, &Tuning::gpu()));
                 // Too few rows, an odd number of values, more than a binding, packs of one channel.
                 for dims in [(3, 2048, 49), (33, 3, 49), (512, 2048, 147), (32, 64, 48)] {

@@ -102,7 +102,7 @@ impl Tuning {
             whole_bytes_of_few: 48 << 10,
             // Some loads before the others, against a dispatch.
             map_partials_max: 4,
-            // Twice what software adapters take.
+            // Not measured: what software adapters had with twice the loads.
             mixed_rows_min: 8,
             // By integer arithmetic, they would take longer than memory.
             native_f16: NativeF16::Always,
@@ -141,8 +141,8 @@ impl Tuning {
             whole_bytes_of_few: 0,
             // A dispatch costs little more than the merge.
             map_partials_max: 0,
-            // Ten loads for a column's channels, against a load and a store in each row: in f16 a gain at once, in
-            // f32 no loss.
+            // Ten loads for a column's channels (twenty where a plane is one value, in 16 bits), against a load and
+            // a store in each row. A gain in f16 and no loss in f32.
             mixed_rows_min: 4,
             // There is no latency to hide arithmetic behind; but the instruction for writing is slower.
             native_f16: NativeF16::Reads,

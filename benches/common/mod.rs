@@ -82,14 +82,11 @@ impl Meter {
         total.as_secs_f64() / iterations as f64
     }
 
-    /// How many times what `record` records fits into so many seconds; at least one.
+    /// How many times what `record` records fits into so many seconds: at least once, and 1,024 times at most.
     pub fn iterations(&self, seconds: f64, record: impl Fn(&mut wgpu::ComputePass<'_>)) -> u64 {
         // The first one compiles, and touches memory.
-        let first = self.seconds(1, &record);
-        if first > 10.0 * seconds {
-            return 1;
-        }
-        (seconds / self.seconds(1, record)).clamp(1.0, 1024.0) as u64
+        let [_, once] = [(); 2].map(|()| self.seconds(1, &record));
+        (seconds / once).clamp(1.0, 1024.0) as u64
     }
 
     /// The time that the device takes for what is recorded into one pass.

@@ -217,7 +217,9 @@ impl Choice {
             && (self.form.dtype == DType::F16 || self.native_f16 == NativeF16::Never)
             && (self.form.packing != Packing::Scalar || !self.wide)
             && (!self.form.packing.has_twins() || self.wide)
-            && (self.form.packing == Packing::Mixed || !self.one_value_planes)
+            && (!self.one_value_planes
+                // In f32 these go by single values.
+                || self.form.packing == Packing::Mixed && self.form.dtype != DType::F32)
     }
 }
 

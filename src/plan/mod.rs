@@ -756,7 +756,7 @@ impl Plan {
             let choice = Choice {
                 form,
                 wide: in_packs && self.tuning.wide_words,
-                one_value_planes: form.packing == Packing::Mixed && self.shape.view().inner == 1,
+                one_value_planes: form.packing == Packing::Mixed && divisions.one_value_planes(),
                 shared: shares(operands, choice, step),
                 ..*choice
             };

@@ -10,7 +10,7 @@ use wgpu_batchnorm::{
 };
 
 use crate::common::operations::{NAMES, Operation, Rule, Storage, bytes_of, good_place};
-use crate::common::{Adapter, Outcome, has_turn, normal, normal_vector};
+use crate::common::{Adapter, Outcome, Turn, normal, normal_vector};
 use crate::ensure;
 use crate::modes::upload;
 use crate::operations::{many_splits, merged_in_maps, whole_columns};
@@ -31,9 +31,10 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
             },
         ),
         adapter.trial("a plan gives what the layer gives, in every mode", |gpu| {
+            let turn = Turn::of(gpu);
             for (index, (dims, layout)) in SHAPES.iter().enumerate() {
                 for (number, mode) in modes().into_iter().enumerate() {
-                    if !has_turn(gpu, index + number) {
+                    if !turn.has(index + number) {
                         continue;
                     }
                     let tuning = tunings()[(number + index) % 5].clone();
@@ -655,10 +656,11 @@ fn dispatches(gpu: &Gpu) -> Outcome {
 /// Every operation out of one buffer gives what it gives out of a buffer for each range, bit for
 /// bit, in as many dispatches, also in place.
 fn one_buffer(gpu: &Gpu) -> Outcome {
+    let turn = Turn::of(gpu);
     for index in [0, 3, 8] {
         let (dims, layout) = SHAPES[index];
         for (number, mode) in modes().into_iter().enumerate() {
-            if !has_turn(gpu, index + number) {
+            if !turn.has(index + number) {
                 continue;
             }
             let tuning = tunings()[(number + index) % 5].clone();
