@@ -73,21 +73,19 @@ pub struct Turn {
 
 impl Turn {
     pub fn of(gpu: &Gpu) -> Self {
-        let all = Gpu::adapters_blocking().into_iter();
-        let all = all.map(|adapter| adapter.get_info());
-        let software: Vec<_> = all
-            .filter(|info| info.device_type == wgpu::DeviceType::Cpu)
-            .map(|info| info.backend)
-            .collect();
-        let index = software
+        let software: Vec<_> = Gpu::adapters_blocking()
             .iter()
-            .position(|&backend| backend == gpu.info().backend);
-        match index {
-            Some(index) if gpu.info().device_type == wgpu::DeviceType::Cpu => Self {
+            .map(|adapter| adapter.get_info())
+            .filter(|info| info.device_type == wgpu::DeviceType::Cpu)
+            .map(|info| (info.backend, info.name))
+            .collect();
+        let own = (gpu.info().backend, gpu.info().name.clone());
+        match software.iter().position(|other| *other == own) {
+            Some(index) => Self {
                 index,
                 adapters: software.len(),
             },
-            _ => Self {
+            None => Self {
                 index: 0,
                 adapters: 1,
             },
