@@ -22,7 +22,7 @@ fn input_gradient_by(own: Sums, tile: Tile, local: u32) {
         shared_product[local] = own.product;
         if tile.live && tile.split == 0u {
             let column = tile.column;
-            dgamma[column] = own.product * saved[column + geometry.all_columns * 2u];
+            dgamma[column] = own.product * saved_row(column, 2u);
             dbeta[column] = own.gradient;
         }
     }

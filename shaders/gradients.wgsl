@@ -6,21 +6,18 @@
 // for those that are not valid and have g = 0.
 //
 // in   x, dy          [outer, channels, inner]
-//      saved          [5, channels], from statistics.wgsl
-//      gamma, beta    [channels]
+//      saved          [5, channels], from statistics.wgsl: lib/saved
+//      gamma, beta    [channels], lib/affine
 // out  dgamma, dbeta  [channels]
 //      coefficient_rows  [6, channels], for input_gradient.wgsl: pivot, remainder, gamma * inv_std,
 //                     dbeta / M, inv_std * dgamma / M, beta
-// via  partials       [splits, 2, channels]: Σg and Σg * (x - mean) of each split
+// via  partials       [2, partials, channels]: Σg and Σg * (x - mean) of each split
 //
 // `partial` runs once per column and split, `merge` once per column, after all slices' `partial`.
 // For a batch whose shards lie on several devices, `collect` adds up the partials of a shard to
-// `sums`, of the same form, and `merge` takes those of all shards.
+// `sums`, [2, channels], and `merge` takes those of all shards, [shards, 2, channels].
 // Twin on the CPU: src/cpu/gradients.rs.
 
-@group(0) @binding(10) var<storage, read> gamma: array<PerChannel>;
-@group(0) @binding(11) var<storage, read> beta: array<PerChannel>;
-@group(0) @binding(12) var<storage, read> saved: array<PerChannel>;
 @group(0) @binding(15) var<storage, read_write> partials: array<PerChannel>;
 @group(0) @binding(17) var<storage, read_write> sums: array<PerChannel>;
 @group(0) @binding(18) var<storage, read_write> dgamma: array<PerChannel>;
@@ -62,12 +59,12 @@ fn summed_lanes(own: Sums, local: u32, lane: u32, lanes: u32) -> Sums {
 
 /// For lib/cut.
 fn scale_of(column: u32) -> PerChannel {
-    return saved[column + geometry.all_columns * 2u] * gamma[column];
+    return saved_row(column, 2u) * gamma_of(column);
 }
 
 /// For lib/cut.
 fn shift_of(column: u32) -> PerChannel {
-    return beta[column];
+    return beta_of(column);
 }
 
 /// What the terms need of a channel.
@@ -84,7 +81,7 @@ struct Term {
 }
 
 fn channel_of(vector: u32) -> Channel {
-    return Channel(saved[vector], saved[vector + geometry.all_columns], cut_of(vector));
+    return Channel(saved_row(vector, 0u), saved_row(vector, 1u), cut_of(vector));
 }
 
 fn term_at(at: Place, channel: Channel) -> Term {
@@ -176,10 +173,9 @@ fn sums_of(tile: Tile) -> Own {
 fn write_partial(own: Sums, tile: Tile, vector: u32, local: u32) {
     let all = summed_lanes(own, local, tile.lane, LANES_Y);
     if tile.live && tile.lane == 0u {
-        let row = 2u * (geometry.first_split + tile.split);
-        let at = row * geometry.all_columns + vector_of(tile, vector);
+        let at = partial_at(geometry.first_split + tile.split, vector_of(tile, vector));
         partials[at] = all.gradient;
-        partials[at + geometry.all_columns] = all.product;
+        partials[at + geometry.partial_row_step] = all.product;
     }
 }
 
@@ -205,9 +201,9 @@ fn summed_partials(tile: Tile, local: u32) -> Sums {
         // In groups, for short chains of additions.
         var group = Sums();
         for (var part = 0u; part < 8u && split < geometry.partials; part += 1u) {
-            let at = 2u * split * geometry.all_columns + tile.column;
+            let at = partial_at(split, tile.column);
             group.gradient += partials[at];
-            group.product += partials[at + geometry.all_columns];
+            group.product += partials[at + geometry.partial_row_step];
             split += LANES_Y;
         }
         own.gradient += group.gradient;
@@ -230,7 +226,7 @@ fn collect(
         let column = tile.column;
         sums[column] = all.gradient;
         sums[column + geometry.all_columns] = all.product;
-        dgamma[column] = all.product * saved[column + geometry.all_columns * 2u];
+        dgamma[column] = all.product * saved_row(column, 2u);
         dbeta[column] = all.gradient;
     }
 }
@@ -247,13 +243,13 @@ fn merge(
     // Write.
     if tile.live && tile.lane == 0u {
         let column = tile.column;
-        let inv_std = saved[column + geometry.all_columns * 2u];
-        let inverse_count = saved[column + geometry.all_columns * 4u];
+        let inv_std = saved_row(column, 2u);
+        let inverse_count = saved_row(column, 4u);
         let dgamma_here = all.product * inv_std;
         dgamma[column] = dgamma_here;
         dbeta[column] = all.gradient;
-        coefficient_rows[column] = saved[column];
-        coefficient_rows[column + geometry.all_columns] = saved[column + geometry.all_columns];
+        coefficient_rows[column] = saved_row(column, 0u);
+        coefficient_rows[column + geometry.all_columns] = saved_row(column, 1u);
         coefficient_rows[column + geometry.all_columns * 2u] = scale_of(column);
         coefficient_rows[column + geometry.all_columns * 3u] = all.gradient * inverse_count;
         coefficient_rows[column + geometry.all_columns * 4u] = dgamma_here * inverse_count * inv_std;

@@ -8,12 +8,13 @@
 // in   x        [outer, channels, inner]
 // out  saved    [5, channels]: pivot, remainder, inv_std, var, 1 / M, with mean = pivot + remainder
 //      running_mean, running_var  [channels], updated in place
-// via  partials [splits, 4, channels]: count, pivot, mean - pivot and Σ(x - mean)² of each split;
-//               a count of 0 where a split has nothing of a channel
+// via  partials [4, partials, channels]: count, pivot, mean - pivot and Σ(x - mean)² of each split
+//               (packing "rows": of each row in it that is one of several); a count of 0 where it has
+//               nothing of a channel
 //
 // `partial` runs once per column and split, `merge` once per column, after all slices' `partial`.
 // For a batch whose shards lie on several devices, `collect` merges the partials of a shard to one,
-// of the same form, and `merge` takes those of all shards.
+// [4, channels], and `merge` takes those of all shards, [shards, 4, channels].
 //
 // Two things keep the digits at any offset of x: everything is measured from a pivot, a value of
 // the channel itself (in merges, the mean of a part of it), and squares are summed over short blocks,
@@ -26,13 +27,13 @@
 @group(0) @binding(15) var<storage, read_write> partials: array<PerChannel>;
 @group(0) @binding(16) var<storage, read_write> moments: array<PerChannel>;
 
-var<workgroup> shared_count: array<f32, LANES>;
+var<workgroup> shared_count: array<Count, LANES>;
 var<workgroup> shared_mean: array<PerChannel, LANES>;
 var<workgroup> shared_m2: array<PerChannel, LANES>;
 
 /// Count, mean and sum of squared deviations from the mean of some values of each channel.
 struct Moments {
-    count: f32,
+    count: Count,
     mean: PerChannel,
     m2: PerChannel,
 }
@@ -41,9 +42,9 @@ struct Moments {
 fn merged(a: Moments, b: Moments) -> Moments {
     let count = a.count + b.count;
     // Sets are often alike, and a GPU then skips the division.
-    var weight = 0.5;
-    if a.count != b.count {
-        weight = b.count / max(count, 1.0);
+    var weight = Count(0.5);
+    if !are_alike(a.count, b.count) {
+        weight = b.count / max(count, Count(1.0));
     }
     let delta = b.mean - a.mean;
     return Moments(
@@ -108,7 +109,7 @@ fn moments_of_four(a: Loaded, b: Loaded, c: Loaded, d: Loaded, pivot: PerChannel
     let c_from = select(Pack(), c.pack - pivot, c.valid);
     let d_from = select(Pack(), d.pack - pivot, d.valid);
     let count = (counted(a.valid) + counted(b.valid)) + (counted(c.valid) + counted(d.valid));
-    let mean = fold((a_from + b_from) + (c_from + d_from)) / max(count, 1.0);
+    let mean = fold((a_from + b_from) + (c_from + d_from)) / max(count, Count(1.0));
     let a_off = select(Pack(), a_from - mean, a.valid);
     let b_off = select(Pack(), b_from - mean, b.valid);
     let c_off = select(Pack(), c_from - mean, c.valid);
@@ -177,7 +178,7 @@ fn merged_own(a: Own, b: Own) -> Own {
 
 /// Sums over a block of packs, of what its values are from the mean of what came before it.
 struct Block {
-    count: f32,
+    count: Count,
     sum: Pack,
     squares: Pack,
 }
@@ -208,7 +209,7 @@ fn with_four(
 /// The moments of a block that was taken from that mean, from the pivot.
 fn moments_of_block(block: Block, mean: PerChannel) -> Moments {
     let sum = fold(block.sum);
-    let off = sum / max(block.count, 1.0);
+    let off = sum / max(block.count, Count(1.0));
     let m2 = fma(-sum, off, fold(block.squares));
     // What rounding or underflow left below 0; not a number stays.
     return Moments(block.count, mean + off, select(m2, PerChannel(0.0), m2 < PerChannel(0.0)));
@@ -264,10 +265,20 @@ fn moments_of(tile: Tile, local: u32) -> Found {
     // Then eights in two passes too, until there are as many values as eight packs can have. Loops over eights are
     // tested at their end: a software adapter runs one that is tested first once for nothing.
     if walk.remaining > 0u {
+        var group = Own();
+        var eights = 0u;
         loop {
-            own = merged_own(own, moments_of_eight(next_eight(&walk, 8u), pivots));
+            group = merged_own(group, moments_of_eight(next_eight(&walk, 8u), pivots));
+            eights += 1u;
+            let count = least(own.first.count + group.first.count);
+            let is_enough = count >= f32(STEP * PLACES) || walk.remaining == 0u;
+            // In groups, for short chains of merges: it may take long where few are valid.
+            if is_enough || eights % 8u == 0u {
+                own = merged_own(own, group);
+                group = Own();
+            }
             continuing {
-                break if own.first.count >= f32(STEP * PLACES) || walk.remaining == 0u;
+                break if is_enough;
             }
         }
     }
@@ -275,7 +286,7 @@ fn moments_of(tile: Tile, local: u32) -> Found {
     // Then blocks in one pass, none longer than all before it. Of a block's squares count * d² cancels, where its mean
     // lies d off; but Chan's formula adds at least half of that again.
     while walk.remaining > 0u {
-        let most = min(own.first.count, f32(BLOCK * PLACES));
+        let most = min(least(own.first.count), f32(BLOCK * PLACES));
         var blocks = Blocks();
         var packs = 0u;
         loop {
@@ -294,12 +305,11 @@ fn moments_of(tile: Tile, local: u32) -> Found {
 fn write_partial(own: Moments, pivot: PerChannel, tile: Tile, vector: u32, local: u32) {
     let all = merged_lanes(own, local, tile.lane, LANES_Y);
     if tile.live && tile.lane == 0u {
-        let row = 4u * (geometry.first_split + tile.split);
-        let at = row * geometry.all_columns + vector_of(tile, vector);
+        let at = partial_at(geometry.first_split + tile.split, vector_of(tile, vector));
         partials[at] = PerChannel(all.count);
-        partials[at + geometry.all_columns] = pivot;
-        partials[at + geometry.all_columns * 2u] = all.mean;
-        partials[at + geometry.all_columns * 3u] = all.m2;
+        partials[at + geometry.partial_row_step] = pivot;
+        partials[at + geometry.partial_row_step * 2u] = all.mean;
+        partials[at + geometry.partial_row_step * 3u] = all.m2;
     }
 }
 
@@ -320,38 +330,38 @@ fn partial(
 /// The pivot from which all partials of a column are measured: the mean of the first that is not empty, rounded. The
 /// nearer it is to the mean of all, the less is lost in the merges and in the remainder.
 fn pivot_of_partials(column: u32) -> PerChannel {
-    let stride = 4u * geometry.all_columns;
+    let step = geometry.partial_row_step;
     var first = column;
     var count = partials[first];
     // Not known to be wanted yet, but its loads are under way meanwhile.
-    var pivot = partials[first + geometry.all_columns] + partials[first + geometry.all_columns * 2u];
-    for (var next = 1u; next < geometry.partials && first_channel(count) == 0.0; next += 1u) {
-        first += stride;
+    var pivot = partials[first + step] + partials[first + step * 2u];
+    for (var next = 1u; next < geometry.partials && least(count_of(count)) == 0.0; next += 1u) {
+        first = partial_at(next, column);
         count = partials[first];
-        pivot = partials[first + geometry.all_columns] + partials[first + geometry.all_columns * 2u];
+        pivot = partials[first + step] + partials[first + step * 2u];
     }
     return pivot;
 }
 
 /// The moments of all partials of a column, from that pivot; valid in lane 0.
 fn merged_partials(tile: Tile, pivot: PerChannel, local: u32) -> Moments {
-    let stride = 4u * geometry.all_columns;
+    let step = geometry.partial_row_step;
     var own = Moments();
     var split = tile.lane;
     while split < geometry.partials {
         // In groups too, for short chains of merges.
         var group = Moments();
         for (var part = 0u; part < 8u && split < geometry.partials; part += 1u) {
-            let at = split * stride + tile.column;
-            let count = first_channel(partials[at]);
-            let from_pivot = partials[at + geometry.all_columns] - pivot;
-            let mean = from_pivot + partials[at + geometry.all_columns * 2u];
-            let m2 = partials[at + geometry.all_columns * 3u];
+            let at = partial_at(split, tile.column);
+            let count = count_of(partials[at]);
+            let from_pivot = partials[at + step] - pivot;
+            let mean = from_pivot + partials[at + step * 2u];
+            let m2 = partials[at + step * 3u];
             // What is empty says nothing, whatever it holds.
             group = merged(group, Moments(
                 count,
-                select(PerChannel(), mean, count > 0.0),
-                select(PerChannel(), m2, count > 0.0),
+                select(PerChannel(), mean, count > Count(0.0)),
+                select(PerChannel(), m2, count > Count(0.0)),
             ));
             split += LANES_Y;
         }
@@ -374,20 +384,20 @@ fn collect(
     if tile.live && tile.lane == 0u {
         let column = tile.column;
         moments[column] = PerChannel(all.count);
-        moments[column + geometry.all_columns] = select(PerChannel(), pivot, all.count > 0.0);
+        moments[column + geometry.all_columns] = select(PerChannel(), pivot, all.count > Count(0.0));
         moments[column + geometry.all_columns * 2u] = all.mean;
         moments[column + geometry.all_columns * 3u] = all.m2;
     }
 }
 
 /// 1 / count, exact where that is a binary fraction.
-fn reciprocal(count: f32) -> f32 {
+fn reciprocal(count: Count) -> Count {
     let guess = 1.0 / count;
-    return fma(guess, fma(-count, guess, 1.0), guess);
+    return fma(guess, fma(-count, guess, Count(1.0)), guess);
 }
 
 fn variance_of(all: Moments) -> PerChannel {
-    return all.m2 * reciprocal(max(all.count, 1.0));
+    return all.m2 * reciprocal(max(all.count, Count(1.0)));
 }
 
 /// Running statistics of a column.
@@ -402,16 +412,16 @@ fn running_of(column: u32) -> Running {
 
 /// Writes the statistics of a column that has these moments, and moves the running ones.
 fn write_statistics(column: u32, pivot: PerChannel, all: Moments, before: Running) {
-    let inverse_count = reciprocal(max(all.count, 1.0));
+    let inverse_count = reciprocal(max(all.count, Count(1.0)));
     let variance = variance_of(all);
     // Without any value, the mean counts as 0.
-    saved[column] = select(PerChannel(0.0), pivot, all.count > 0.0);
+    saved[column] = select(PerChannel(0.0), pivot, all.count > Count(0.0));
     saved[column + geometry.all_columns] = all.mean;
     saved[column + geometry.all_columns * 2u] = inv_std_of(variance);
     saved[column + geometry.all_columns * 3u] = variance;
     saved[column + geometry.all_columns * 4u] = PerChannel(inverse_count);
     // One value has no variance to learn from, none has nothing.
-    if all.count >= 2.0 {
+    if least(all.count) >= 2.0 {
         let running_variance = all.m2 / (all.count - constants.degrees_lost);
         running_mean[column] = (1.0 - constants.momentum_mean) * before.mean
             + constants.momentum_mean * (pivot + all.mean);

@@ -19,20 +19,24 @@ pub(crate) enum Packing {
     Channels,
     /// Eight neighbouring channels, at one address too.
     ChannelTwins,
+    /// Four neighbours in memory where channels lie last: of rows of all channels, two or four together are whole
+    /// packs, whose values belong to the same channels each time.
+    Rows,
     /// Four neighbours in memory, of which those that belong to one channel count: for reductions.
     Ragged,
-    /// Four neighbours in memory, whichever channels they belong to: for element-wise kernels, where
+    /// Four neighbours in memory, whichever planes they lie in: for element-wise kernels, where
     /// reductions have `Ragged`.
     Mixed,
 }
 
 impl Packing {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Scalar,
         Self::Inner,
         Self::InnerTwins,
         Self::Channels,
         Self::ChannelTwins,
+        Self::Rows,
         Self::Ragged,
         Self::Mixed,
     ];
@@ -41,9 +45,8 @@ impl Packing {
     fn of_channels(view: View, tuning: &Tuning) -> Self {
         if view.inner == 1 && view.channels.is_multiple_of(4) {
             // Kernels that are joined have one vector in a column. And all lanes should find room side by side.
-            let are_joined = tuning.whole_bytes > 0 || tuning.map_partials_max > 0;
             let are_twins = tuning.wide_words
-                && !are_joined
+                && !tuning.may_join()
                 && view.channels.is_multiple_of(8)
                 && view.channels >= 8 * tuning.lanes as usize;
             match are_twins {
@@ -61,7 +64,12 @@ impl Packing {
 
     /// Whether values of a pack may belong to several channels that are not neighbours.
     pub(crate) fn mixes(self) -> bool {
-        matches!(self, Self::Ragged | Self::Mixed)
+        self.gathers() || self == Self::Ragged
+    }
+
+    /// Whether what belongs to a column is gathered for several channels that are not neighbours.
+    pub(crate) fn gathers(self) -> bool {
+        matches!(self, Self::Rows | Self::Mixed)
     }
 
     /// Whether two packs lie at one address.
@@ -113,6 +121,7 @@ impl Form {
         let packing = Packing::of_channels(view, tuning);
         let form = Self { packing, dtype };
         let packing = match form.gains_by_mixing(view, masked, tuning, limits) {
+            true if view.inner == 1 => Packing::Rows,
             true => Packing::Mixed,
             false => packing,
         };
@@ -128,18 +137,30 @@ impl Form {
         limits: &wgpu::Limits,
     ) -> bool {
         let values = Block::new(view, Packing::Scalar);
+        // What belongs to a column's channels takes ten loads, which rows share. Rows of channels share twenty, and
+        // what a reduction leaves of four channels for each value of a pack; single values share nothing of that.
+        let rows_min = u64::from(tuning.mixed_rows_min)
+            * match (view.inner, self.in_pairs()) {
+                (1, true) => 2,
+                (1, false) => 4,
+                _ => 1,
+            };
         let may = self.packing == Packing::Scalar
             && values.packs().is_multiple_of(4)
             // Slices would have to begin with a row.
             && values.packs() * self.dtype.size() as u64 <= binding(limits)
-            // What belongs to a column's channels takes ten to twenty loads, which rows share.
-            && Block::new(view, Packing::Mixed).outer >= tuning.mixed_rows_min.into();
+            && Block::new(view, Packing::Mixed).outer >= rows_min;
         // Pairs are that much slower.
         may && (self.in_pairs()
-            // At least half of what a reduction loads should be its own.
-            || (Block::new(view, Packing::Ragged).plane * 4 <= values.plane * 2
-                // One dispatch is better yet.
-                && Division::whole(values, self, masked, tuning, limits).is_none()))
+            || match view.inner {
+                // Kernels that are joined go by columns.
+                1 => !tuning.may_join(),
+                // At least half of what a reduction loads should be its own, and one dispatch is better yet.
+                _ => {
+                    Block::new(view, Packing::Ragged).plane * 4 <= values.plane * 2
+                        && Division::whole(values, self, masked, tuning, limits).is_none()
+                }
+            })
     }
 
     /// The form of the reductions of an operation whose element-wise kernels have this one.
@@ -199,7 +220,7 @@ impl Block {
                 ..values
             },
             // In a row of whole packs, each is a column.
-            Packing::Mixed => {
+            Packing::Rows | Packing::Mixed => {
                 let sample = values.columns * values.plane;
                 let samples = match sample % 4 {
                     0 => 1,
@@ -397,12 +418,14 @@ pub(crate) struct Geometry {
     pub(crate) values: u32,
     pub(crate) inner: u32,
     pub(crate) partials: u32,
+    pub(crate) partial_step: u32,
+    pub(crate) partial_row_step: u32,
     pub(crate) mask_first: u32,
     pub(crate) mask_column_step: u32,
     pub(crate) mask_word_step: u32,
     pub(crate) mask_shift: u32,
     /// WGSL aligns what follows.
-    pub(crate) padding: u32,
+    pub(crate) padding: [u32; 3],
     pub(crate) probes: [u32; 12],
 }
 
@@ -566,7 +589,14 @@ impl Divisions {
             Packing::Channels => view.channels / 4,
             _ => view.channels,
         };
-        let merge = Division::merge(all_columns as u32, first_split, tuning, limits);
+        // A split of rows that are two or four gives each channel as many partial results: those of two or four
+        // splits, as they lie in memory.
+        let (vectors, rows) = match form.packing {
+            Packing::Rows => (tensor.columns, 4 * tensor.columns / view.channels as u64),
+            _ => (all_columns as u64, 1),
+        };
+        let partials = (u64::from(first_split) * rows) as u32;
+        let merge = Division::merge(all_columns as u32, partials, tuning, limits);
         let mut divisions = Self {
             map_slices: slices.clone(),
             slices,
@@ -591,7 +621,9 @@ impl Divisions {
             division.geometry.all_columns = all_columns as u32;
             division.geometry.values = (view.outer * view.channels * view.inner) as u32;
             division.geometry.inner = view.inner as u32;
-            division.geometry.partials = first_split;
+            division.geometry.partials = partials;
+            division.geometry.partial_step = vectors as u32;
+            division.geometry.partial_row_step = (u64::from(first_split) * vectors) as u32;
         }
         divisions
     }
@@ -626,11 +658,11 @@ impl Divisions {
             self.maps.push(map);
         }
         // Only one workgroup of a column writes what comes of the merge, and reductions must go by the same
-        // columns.
+        // columns, with one partial result of each for a split.
         let lanes = u64::from(self.maps[0].launch.lanes_y);
         self.few_partials = self.slices.slices.len() == 1
             && !form.packing.mixes()
-            && self.splits() <= u64::from(tuning.map_partials_max) * lanes;
+            && self.partials() <= u64::from(tuning.map_partials_max) * lanes;
     }
 
     /// Element-wise kernels over pairs of neighbours in memory.
@@ -686,13 +718,8 @@ impl Divisions {
         reductions.chain([merge, nothing]).chain(maps).chain(wholes)
     }
 
-    /// Whether a plane of the tensor is one value.
-    pub(crate) fn one_value_planes(&self) -> bool {
-        self.maps.iter().all(|map| map.geometry.inner == 1)
-    }
-
-    /// Partial results per column.
-    pub(crate) fn splits(&self) -> u64 {
+    /// Partial results per channel.
+    pub(crate) fn partials(&self) -> u64 {
         self.merge.geometry.partials.into()
     }
 }
@@ -707,12 +734,12 @@ impl Whole {
         limits: &wgpu::Limits,
     ) -> Option<Self> {
         // Columns have no part in one another.
-        let form = match form.packing {
-            Packing::Mixed => Form {
+        let form = match form.packing.gathers() {
+            true => Form {
                 packing: Packing::Scalar,
                 ..form
             },
-            _ => form,
+            false => form,
         };
         // Pairs of neighbours are those of two channels.
         let in_pairs = form.in_pairs();
@@ -779,11 +806,15 @@ impl Division {
             false => u64::from(tuning.map_planes_max) * block.plane / lanes.shared,
         };
         let wanted = u64::from(tuning.map_packs);
-        let packs = match form.packing {
-            Packing::Mixed => most.min(wanted).max(least_packs(form)),
-            _ => most.max(MAP_PACKS_MIN).min(wanted),
+        let most = match form.packing {
+            Packing::Mixed => most,
+            _ => most.max(MAP_PACKS_MIN),
         };
-        let packs = packs.next_multiple_of(multiple);
+        let least = match form.packing.gathers() {
+            true => least_packs(form),
+            false => 1,
+        };
+        let packs = most.min(wanted).max(least).next_multiple_of(multiple);
         // As many splits as that takes, all alike: some adapters give each thread the same number of workgroups.
         let splits = block.length().div_ceil(lanes.shared * packs);
         let packs = block
@@ -868,6 +899,8 @@ impl Division {
                 lane_step: 1,
                 tile_step: lanes_x,
                 partials: length,
+                partial_step: columns,
+                partial_row_step: (u64::from(length) * u64::from(columns)) as u32,
                 splits: 1,
                 all_columns: columns,
                 ..Geometry::default()
@@ -922,7 +955,7 @@ const MAP_PACKS_MIN: u64 = 32;
 fn least_packs(form: Form) -> u64 {
     match form.packing {
         // Against ten loads or twenty for what belongs to its channels.
-        Packing::Mixed => 16,
+        packing if packing.gathers() => 16,
         // The loads of four are under way at once.
         _ => 4,
     }
@@ -982,7 +1015,7 @@ fn lanes_across(form: Form, tuning: &Tuning) -> u64 {
 
 /// Whether a column has a pack in each row of memory, as all others have.
 fn has_rows(block: Block, form: Form) -> bool {
-    block.plane == 1 && !form.packing.mixes()
+    block.plane == 1 && form.packing != Packing::Mixed
 }
 
 /// Packs for each lane, so that a workgroup has to do with rows of at most so many bytes; any number where there are
@@ -1316,6 +1349,30 @@ mod tests {
         visits
     }
 
+    /// Where a reduction takes several rows of channels for one, its partial results lie where a merge by channels
+    /// looks for as many times the splits.
+    #[test]
+    fn partial_results_of_rows_are_those_of_channels() {
+        small_divisions(DType::F16, false, |view, form, divisions| {
+            if form.packing != Packing::Rows {
+                return;
+            }
+            let channels = view.channels as u32;
+            let (reduction, merge) = (divisions.reductions[0].geometry, divisions.merge.geometry);
+            let rows = 4 * reduction.columns / channels;
+            assert_eq!(merge.partials, reduction.splits * rows);
+            assert_eq!(merge.partial_row_step, 4 * reduction.partial_row_step);
+            for value in 0..4 * reduction.columns {
+                for split in 0..reduction.splits {
+                    let written = 4 * (split * reduction.partial_step) + value;
+                    let (row, channel) = (value / channels, value % channels);
+                    let read = (split * rows + row) * merge.partial_step + channel;
+                    assert_eq!(written, read, "{view:?}");
+                }
+            }
+        });
+    }
+
     /// A mask has hardly more bits than values, but in small channels.
     #[test]
     fn a_mask_has_one_bit_for_each_value() {
@@ -1419,7 +1476,7 @@ mod tests {
                     walk(form.of_reductions(), reduction.launch, g, |column, at| {
                         let mut pack = slice.first_pack + u64::from(at.address - g.first_address);
                         let bit = if form.packing == Packing::Mixed {
-                            // As `shaders/lib/mask/rows.wgsl` finds it.
+                            // As `shaders/lib/mask/ragged.wgsl` finds it.
                             pack /= 4;
                             let (row, offset) = (
                                 pack as u32 / g.mask_word_step,
@@ -1490,6 +1547,9 @@ mod tests {
             (28, DType::F32, (7, 1)),
             (520, DType::F16, (8, 9)),
             (264, DType::F32, (8, 5)),
+            // Rows of packs that mix channels: 123 and 3 packs of four rows.
+            (123, DType::F16, (8, 16)),
+            (3, DType::F32, (3, 1)),
         ] {
             let view = View {
                 outer: 4096,
@@ -1671,8 +1731,24 @@ mod tests {
                 let mut tuning = Tuning::cpu();
                 tuning.mixed_rows_min = never;
                 assert!(!is_mixed(small, &tuning));
-                // Four samples make a row of three channels: a reduction would load what is not its own.
-                assert_eq!(is_mixed((32, 3, 1), &cpu), dtype != DType::F32);
+                // Channels that lie last, in four rows that are three packs, or two; not too few of these, and whole.
+                let are_rows = |dims| packing(dims, dtype, masked, &cpu) == Packing::Rows;
+                // On GPUs, f32 may take fewer dispatches.
+                let gpu = packing((512, 3, 1), dtype, masked, &Tuning::gpu());
+                assert_eq!(gpu == Packing::Rows, dtype != DType::F32);
+                let rows = if dtype == DType::F32 { 16 } else { 8 };
+                assert!(are_rows((4 * rows, 3, 1)) && are_rows((4 * rows, 123, 1)));
+                assert!(are_rows((2 * rows, 6, 1)));
+                assert!(
+                    ![
+                        (4 * rows - 4, 3, 1),
+                        (4 * rows + 1, 3, 1),
+                        (2 * rows - 2, 6, 1),
+                        (64, 4, 1)
+                    ]
+                    .map(are_rows)
+                    .contains(&true)
+                );
             }
         }
         // Small channels in f32 take one dispatch instead, where that can be.
@@ -1751,11 +1827,12 @@ mod tests {
             };
             for tuning in [Tuning::gpu(), Tuning::cpu()] {
                 let form = Form::of(view, DType::F16, true, &tuning, &limits);
-                assert_eq!(form.packing, Packing::Mixed);
+                assert!(form.packing.gathers());
                 let divisions = Divisions::new(view, form, true, &tuning, &limits);
-                let planes = Block::new(view, Packing::Ragged);
-                last_lane_is_in_range(planes, form.of_reductions(), &divisions.reductions[0]);
-                let rows = Block::new(view, Packing::Mixed);
+                let of_reductions = form.of_reductions();
+                let reduced = Block::new(view, of_reductions.packing);
+                last_lane_is_in_range(reduced, of_reductions, &divisions.reductions[0]);
+                let rows = Block::new(view, form.packing);
                 last_lane_is_in_range(rows, form, &divisions.maps[0]);
             }
         }

@@ -14,12 +14,12 @@ use crate::{Error, NativeF16};
 pub struct Tuning {
     /// Invocations in a workgroup, a power of two.
     pub lanes: u32,
-    /// Where channels, or packs that mix them, are neighbours in memory (inner = 1), lanes go side by side
+    /// Where channels, or packs that mix them, are neighbours in memory, lanes go side by side
     /// across so many bytes of packs of four, and as many lanes for packs of one or eight; one lane at least. Where
     /// a channel has too few values to fill a workgroup, more go across, up to 64, in any layout.
     pub bytes_across: u32,
     /// Where channels are neighbours, whether all lanes of a workgroup are spread over all channels instead, and the
-    /// next workgroups take the packs between them. Not for packs that mix channels.
+    /// next workgroups take the packs between them.
     pub spread: bool,
     /// Where channels are neighbours, a workgroup of an element-wise kernel takes at most so many bytes of whole rows,
     /// and one of a reduction, which has fewer tensors, twice as many; more where these are fewer than 32 packs for
@@ -56,10 +56,12 @@ pub struct Tuning {
     /// element-wise kernel, that kernel merges them, in each of its workgroups, and a training pass takes two
     /// dispatches and not three. 0 for never.
     pub map_partials_max: u32,
-    /// Where neither a plane nor the channels can be cut into packs of one kind (7×7), packs are four
-    /// neighbours in memory, whichever channels they belong to, if that gives at least so many rows of
-    /// packs with the same channels: as many as there are samples, or half or a quarter of that. Else packs
-    /// are of one value. `u32::MAX` for never.
+    /// Where neither a plane nor the channels can be cut into packs of one kind (7×7, or three channels that lie
+    /// last), packs are four neighbours in memory, whichever channels they belong to, if that gives at least so many
+    /// rows of packs with the same channels: as many as there are samples, or half or a quarter of that. Where
+    /// channels lie last, of the positions, and at least twice so many, or four times in f32. Else packs are of one
+    /// value; so they are in f32 where channels lie last, if a training pass may take fewer than three dispatches.
+    /// `u32::MAX` for never.
     pub mixed_rows_min: u32,
     /// Which conversions of f16 to leave to the device's own instructions, if these are exact.
     pub native_f16: NativeF16,
@@ -117,7 +119,7 @@ impl Tuning {
         Self {
             // A vector of 256 bits. More than one vector per workgroup makes barriers expensive.
             lanes: 8,
-            // All lanes, of packs that mix channels.
+            // All lanes, of packs that mix channels in planes.
             bytes_across: 128,
             // The first of some workgroups then reads memory in order.
             spread: true,
@@ -141,8 +143,8 @@ impl Tuning {
             whole_bytes_of_few: 0,
             // A dispatch costs little more than the merge.
             map_partials_max: 0,
-            // Ten loads for a column's channels (twenty where a plane is one value, in 16 bits), against a load and
-            // a store in each row. In f16 all gains; in f32 backward gains more than inference loses.
+            // Ten loads for a column's channels, against a load and a store in each row. In f16 all gains; in f32
+            // backward gains more than inference loses.
             mixed_rows_min: 4,
             // There is no latency to hide arithmetic behind; but the instruction for writing is slower.
             native_f16: NativeF16::Reads,
@@ -157,6 +159,11 @@ impl Tuning {
             wgpu::DeviceType::Cpu => Self::cpu(),
             _ => Self::gpu(),
         }
+    }
+
+    /// Whether a training pass may take fewer than three dispatches.
+    pub(crate) fn may_join(&self) -> bool {
+        self.whole_bytes > 0 || self.map_partials_max > 0
     }
 
     /// Fails where a number is 0 or too large, or `lanes` is no power of two.
@@ -204,7 +211,8 @@ impl Tuning {
         let lanes = limits
             .max_compute_invocations_per_workgroup
             .min(limits.max_compute_workgroup_size_x)
-            // Statistics keep a count and two vec4 of f32 for each lane, and a vec4 for each column.
+            // Statistics keep a count and two vec4 of f32 for each lane, and a vec4 for each column; or three for each
+            // lane.
             .min(limits.max_compute_workgroup_storage_size / 52);
         self.lanes = self.lanes.min(power_of_two_up_to(u64::from(lanes)));
         self

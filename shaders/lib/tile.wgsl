@@ -46,7 +46,7 @@ struct Geometry {
     /// The slice's first column in the tensor, and its first split among those of all slices.
     first_column: u32,
     first_split: u32,
-    /// How long a vector of channels is, in elements of what a column has.
+    /// How long a vector of channels is, in elements of what a column has; in channels, where these are gathered.
     all_columns: u32,
     /// The number of the slice's first pack in its column.
     first_number: u32,
@@ -55,8 +55,11 @@ struct Geometry {
     /// … which has so many values, and so many neighbours in a channel. All modulo 2^32.
     values: u32,
     inner: u32,
-    /// Partial results of each column, of all slices.
+    /// Partial results of each channel, of all slices …
     partials: u32,
+    /// … and from one to the next, and from a row of all to the next, in elements of what a column has.
+    partial_step: u32,
+    partial_row_step: u32,
     /// Where the mask of an activation lies: see lib/mask/bits.wgsl.
     mask_first: u32,
     mask_column_step: u32,
@@ -96,6 +99,11 @@ fn tile(workgroup: vec3<u32>, grid: vec3<u32>, local: u32) -> Tile {
         local / LANES_X,
         unbounded < geometry.columns && split < geometry.splits,
     );
+}
+
+/// Where the first row of a partial result lies.
+fn partial_at(partial: u32, vector: u32) -> u32 {
+    return partial * geometry.partial_step + vector;
 }
 
 /// The index of a vector in the tensor, of those in a tile's column.

@@ -12,6 +12,8 @@ fn pieces(choice: &Choice) -> Vec<Piece> {
         library::dy(choice),
         library::valid(choice),
         library::residual_gradient(choice),
+        library::saved(choice),
+        library::affine(choice),
         library::map_of_columns(choice),
     ]);
     pieces.extend(library::cut(choice));

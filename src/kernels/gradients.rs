@@ -11,6 +11,8 @@ fn pieces(choice: &Choice) -> Vec<Piece> {
         piece!("lib/input/x"),
         piece!("lib/input/dy"),
         library::valid(choice),
+        library::saved(choice),
+        library::affine(choice),
     ]);
     pieces.extend(library::cut(choice));
     pieces.push(piece!("gradients"));

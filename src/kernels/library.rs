@@ -40,7 +40,11 @@ pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
         Packing::Scalar => vec![piece!("lib/pack/scalar")],
         Packing::Inner | Packing::InnerTwins | Packing::Ragged => vec![piece!("lib/pack/inner")],
         Packing::Channels | Packing::ChannelTwins => vec![piece!("lib/pack/channels")],
-        Packing::Mixed => vec![piece!("lib/pack/channels"), channels_of(choice)],
+        Packing::Rows => vec![piece!("lib/pack/channels"), piece!("lib/channels_of/rows")],
+        Packing::Mixed => vec![
+            piece!("lib/pack/channels"),
+            piece!("lib/channels_of/planes"),
+        ],
     };
     pieces.extend(match choice.form.packing {
         Packing::Ragged => [piece!("lib/address/values"), piece!("lib/word/value")],
@@ -57,20 +61,16 @@ pub(super) fn over_tensors(choice: &Choice) -> Vec<Piece> {
             Packing::ChannelTwins => piece!("lib/vectors/two"),
             _ => piece!("lib/vectors/one"),
         },
+        match choice.form.packing {
+            Packing::Rows => piece!("lib/counts/each"),
+            _ => piece!("lib/counts/one"),
+        },
         piece!("lib/tile"),
         piece!("lib/constants"),
         piece!("lib/inv_std"),
         piece!("lib/normalized"),
     ]);
     pieces
-}
-
-/// The channels of a pack that mixes them.
-fn channels_of(choice: &Choice) -> Piece {
-    match choice.one_value_planes {
-        true => piece!("lib/channels_of/four"),
-        false => piece!("lib/channels_of/two"),
-    }
 }
 
 fn storage(choice: &Choice) -> Vec<Piece> {
@@ -146,7 +146,7 @@ pub(super) fn activation_bindings(choice: &Choice) -> &'static [&'static str] {
 
 fn mask(choice: &Choice) -> [Piece; 2] {
     let numbers = match choice.form.packing {
-        Packing::Ragged => piece!("lib/mask/rows"),
+        Packing::Ragged => piece!("lib/mask/ragged"),
         packing if packing.has_twins() => piece!("lib/mask/twins"),
         _ if choice.form.in_pairs() => piece!("lib/mask/pairs"),
         _ => piece!("lib/mask/columns"),
@@ -254,28 +254,35 @@ pub(super) fn pivot(choice: &Choice) -> Piece {
 }
 
 /// The statistics by which a kernel normalizes.
-pub(super) fn centre(choice: &Choice) -> Piece {
-    match (choice.running, choice.form.packing) {
-        (true, Packing::Mixed) => piece!("lib/centre/running_mixed"),
-        (true, _) => piece!("lib/centre/running"),
-        (false, Packing::Mixed) => piece!("lib/centre/saved_mixed"),
-        (false, _) => piece!("lib/centre/saved"),
+pub(super) fn centre(choice: &Choice) -> Vec<Piece> {
+    match (choice.running, choice.form.packing.gathers()) {
+        (true, true) => vec![piece!("lib/centre/running_gathered")],
+        (true, false) => vec![piece!("lib/centre/running")],
+        (false, _) => vec![saved(choice), piece!("lib/centre/saved")],
     }
 }
 
-/// γ and β of a forward pass.
+/// The statistics of the batch, as the forward pass left them.
+pub(super) fn saved(choice: &Choice) -> Piece {
+    match choice.form.packing.gathers() {
+        true => piece!("lib/saved/gathered"),
+        false => piece!("lib/saved/column"),
+    }
+}
+
+/// γ and β.
 pub(super) fn affine(choice: &Choice) -> Piece {
-    match choice.form.packing {
-        Packing::Mixed => piece!("lib/affine/mixed"),
-        _ => piece!("lib/affine/column"),
+    match choice.form.packing.gathers() {
+        true => piece!("lib/affine/gathered"),
+        false => piece!("lib/affine/column"),
     }
 }
 
 /// What the gradient of x needs of a channel, as the reduction left it.
 pub(super) fn coefficients(choice: &Choice) -> [Piece; 2] {
-    let row = match choice.form.packing {
-        Packing::Mixed => piece!("lib/coefficient_row/mixed"),
-        _ => piece!("lib/coefficient_row/column"),
+    let row = match choice.form.packing.gathers() {
+        true => piece!("lib/coefficient_row/gathered"),
+        false => piece!("lib/coefficient_row/column"),
     };
     [row, piece!("lib/coefficients/rows")]
 }

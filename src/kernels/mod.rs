@@ -88,8 +88,6 @@ pub(crate) struct Choice {
     pub(crate) native_f16: NativeF16,
     /// Whether memory is read and written in words of 64 bits.
     pub(crate) wide: bool,
-    /// Of packs that mix channels, whether a plane is one value.
-    pub(crate) one_value_planes: bool,
     pub(crate) activation: ActivationFile,
     /// Whether a residual is added before the activation.
     pub(crate) residual: bool,
@@ -117,7 +115,6 @@ impl Choice {
             form,
             native_f16: NativeF16::Never,
             wide: false,
-            one_value_planes: false,
             activation: ActivationFile::Identity,
             residual: false,
             residual_gradient: false,
@@ -158,7 +155,6 @@ impl Choice {
                     only.form = self.form;
                     only.native_f16 = self.native_f16;
                     only.wide = self.wide;
-                    only.one_value_planes = self.one_value_planes;
                 }
                 Axis::FourChannels => only.form.packing = self.form.packing.of_vectors(),
                 Axis::Activation => only.activation = self.activation,
@@ -180,7 +176,7 @@ impl Choice {
         let forms = Form::all();
         forms.flat_map(move |form| {
             ActivationFile::ALL.into_iter().flat_map(move |activation| {
-                (0..1_u32 << 12).filter_map(move |flags| {
+                (0..1_u32 << 11).filter_map(move |flags| {
                     let flag = |bit: u32| flags >> bit & 1 == 1;
                     let native_f16 = match (flag(7), flag(10)) {
                         (false, false) => NativeF16::Never,
@@ -201,7 +197,6 @@ impl Choice {
                         native_f16,
                         wide: flag(8),
                         shared: flag(9),
-                        one_value_planes: flag(11),
                     };
                     choice.is_legal().then_some(choice)
                 })
@@ -217,9 +212,6 @@ impl Choice {
             && (self.form.dtype == DType::F16 || self.native_f16 == NativeF16::Never)
             && (self.form.packing != Packing::Scalar || !self.wide)
             && (!self.form.packing.has_twins() || self.wide)
-            && (!self.one_value_planes
-                // In f32 these go by single values.
-                || self.form.packing == Packing::Mixed && self.form.dtype != DType::F32)
     }
 }
 
@@ -287,15 +279,15 @@ impl EntryPoint {
         writes.len() + reads.len()
     }
 
-    /// Whether there is such a kernel. What mixes channels goes by columns in reductions and by places
-    /// in element-wise kernels; so where either mixes channels, the two are not joined. Pairs of neighbours go by
-    /// two whole columns, without a mask.
+    /// Whether there is such a kernel. What mixes channels in planes goes by columns in reductions and by places
+    /// in element-wise kernels, and rows of channels leave a channel several partial results for each split: so
+    /// the two are not joined. Pairs of neighbours go by two whole columns, without a mask.
     fn is_legal(&self, choice: &Choice) -> bool {
         match choice.form.packing {
             Packing::Ragged => !self.is_map() && !self.is_joined(),
             Packing::Mixed => self.is_map(),
             // Only one of two vectors would be shared.
-            Packing::ChannelTwins => !self.is_joined(),
+            Packing::Rows | Packing::ChannelTwins => !self.is_joined(),
             _ if choice.form.in_pairs() && self.is_joined() => {
                 self.is_whole() && !choice.only(self.axes).masked()
             }
@@ -390,7 +382,6 @@ impl Variant {
             (choice.native_f16 == NativeF16::Reads, "native_reads"),
             (choice.native_f16 == NativeF16::Always, "native_f16"),
             (choice.wide, "wide"),
-            (choice.one_value_planes, "one_value_planes"),
             (choice.residual, "residual"),
             (choice.residual_gradient, "residual_gradient"),
             (choice.some_valid, "some_valid"),
@@ -800,6 +791,8 @@ mod tests {
                 values,
                 inner,
                 partials,
+                partial_step,
+                partial_row_step,
                 mask_first,
                 mask_column_step,
                 mask_word_step,

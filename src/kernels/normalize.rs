@@ -9,12 +9,12 @@ fn pieces(choice: &Choice) -> Vec<Piece> {
     let mut pieces = library::over_tensors(choice);
     pieces.extend([
         library::x(choice),
-        library::centre(choice),
         library::affine(choice),
         library::residual(choice),
         library::activation(choice),
         library::map(choice),
     ]);
+    pieces.extend(library::centre(choice));
     pieces.extend(library::keep(choice));
     pieces.push(piece!("normalize"));
     pieces

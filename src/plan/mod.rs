@@ -229,9 +229,12 @@ impl Plan {
             uniforms: gpu.uniform_buffer("batch_norm.plan", &uniforms)?,
             moments: rows(
                 "batch_norm.moments",
-                statistics::MOMENTS_ROWS * divisions.splits(),
+                statistics::MOMENTS_ROWS * divisions.partials(),
             )?,
-            sums: rows("batch_norm.sums", gradients::SUMS_ROWS * divisions.splits())?,
+            sums: rows(
+                "batch_norm.sums",
+                gradients::SUMS_ROWS * divisions.partials(),
+            )?,
             coefficients: rows("batch_norm.coefficients", gradients::COEFFICIENT_ROWS)?,
             constant_vectors: gpu.upload("batch_norm.constant_vectors", &constant_vectors)?,
             unwanted_vectors: gpu
@@ -524,7 +527,7 @@ impl Plan {
             ("saved", Take::Must),
         ];
         let operands = self.operands("bind_statistics", &ranges, &takes, self.shards(shards)?)?;
-        let given = self.given(shards)?;
+        let given = self.given(shards, statistics::MOMENTS_ROWS)?;
         let merge = Step {
             partials: moments,
             ..self.forward_step(&statistics::MERGE, Over::Given(&given))
@@ -596,7 +599,7 @@ impl Plan {
         let operands =
             self.operands("bind_input_gradient", &ranges, &takes, self.shards(shards)?)?;
         let choice = self.backward_choice(&operands);
-        let given = self.given(shards)?;
+        let given = self.given(shards, gradients::SUMS_ROWS)?;
         let merge = Step {
             partials: sums,
             ..self.backward_step(&gradients::MERGE, Over::Given(&given))
@@ -708,11 +711,13 @@ impl Plan {
         }
     }
 
-    /// A merge of `length` partial results that the caller gives.
-    fn given(&self, length: u32) -> Result<Given, Error> {
+    /// A merge of `length` partial results, of so many rows each, that the caller gives one behind the other.
+    fn given(&self, length: u32, rows: u64) -> Result<Given, Error> {
         let limits = self.gpu.limits();
         let columns = self.divisions.merge.geometry.columns;
-        let division = Division::merge(columns, length, &self.tuning, limits);
+        let mut division = Division::merge(columns, length, &self.tuning, limits);
+        division.geometry.partial_step = rows as u32 * columns;
+        division.geometry.partial_row_step = columns;
         division.launch.check(limits)?;
         let geometry = bytemuck::bytes_of(&division.geometry);
         Ok(Given {
@@ -756,7 +761,6 @@ impl Plan {
             let choice = Choice {
                 form,
                 wide: in_packs && self.tuning.wide_words,
-                one_value_planes: form.packing == Packing::Mixed && divisions.one_value_planes(),
                 shared: shares(operands, choice, step),
                 ..*choice
             };

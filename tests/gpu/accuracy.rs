@@ -61,6 +61,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
                 trial("of two values", two_values),
                 trial("with an outlier", outliers),
                 trial("of some positions with an outlier", outliers_among_valid),
+                trial("of two values at some positions", two_values_among_valid),
             ]
         })
         .collect()
@@ -126,6 +127,7 @@ fn long_channels(gpu: &Gpu, tuning: &Tuning) -> Outcome {
         ([1, 1, 1_000_001], Layout::ChannelsFirst),
         ([1, 1, 2_000_000], Layout::ChannelsFirst),
         ([1, 500_000, 4], Layout::ChannelsLast),
+        ([1, 500_000, 3], Layout::ChannelsLast),
         ([1, 31_250, 64], Layout::ChannelsLast),
         ([8_000, 3, 49], Layout::ChannelsFirst),
     ] {
@@ -205,6 +207,30 @@ fn two_values(gpu: &Gpu, tuning: &Tuning) -> Outcome {
     Ok(())
 }
 
+/// The same where each fourth position does not count, or counts alone, of so many that a lane may come to hundreds of
+/// packs with a channel of which none counts.
+fn two_values_among_valid(gpu: &Gpu, tuning: &Tuning) -> Outcome {
+    for (dims, layout) in [
+        ([1, 1 << 14, 4, 3], Layout::ChannelsLast),
+        ([1, 1 << 14, 4, 8], Layout::ChannelsLast),
+    ] {
+        let values = normal(&[dims[3]], 0.0, 3.0, 4);
+        for of_four in [[true, true, true, false], [false, false, true, false]] {
+            let valid = ArrayD::from_shape_fn(dims[..3].to_vec(), |index| of_four[index[2]]);
+            for zeros in [0.02, 0.12, 0.5] {
+                let first = (dims[1] as f64 * zeros) as usize;
+                let x = ArrayD::from_shape_fn(dims.to_vec(), |index| {
+                    let counts = index[1] >= first && of_four[index[2]];
+                    if counts { values[index[3]] } else { 0.0 }
+                });
+                contract_of_valid(gpu, &x, Some(&valid), layout, tuning, 1e-6)
+                    .map_err(|error| format!("{dims:?}, {of_four:?}, {zeros} zeros: {error}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// One value of every channel 10⁴ standard deviations off, to either side: the first, a middle one
 /// or the last; and, with some offsets, where the pivot is looked for in rows.
 fn outliers(gpu: &Gpu, tuning: &Tuning) -> Outcome {
@@ -232,8 +258,8 @@ fn outliers(gpu: &Gpu, tuning: &Tuning) -> Outcome {
     Ok(())
 }
 
-/// Every other position counts or so, or those after the first two fifths, with zeros at the others; and of those that
-/// count, the first, a middle one or the last is 10⁴ standard deviations off in every channel.
+/// Every other position counts or so, or each fourth, or those after the first two fifths, with zeros at the others;
+/// and of those that count, the first, a middle one or the last is 10⁴ standard deviations off in every channel.
 fn outliers_among_valid(gpu: &Gpu, tuning: &Tuning) -> Outcome {
     for &(dims, layout) in SHAPES {
         let axis = channels(layout);
@@ -241,12 +267,16 @@ fn outliers_among_valid(gpu: &Gpu, tuning: &Tuning) -> Outcome {
         positions.remove(axis.index());
         let noise = normal(&positions, 0.0, 1.0, 9);
         let sparse = noise.mapv(|value| value > 0.0);
+        let mut fourth = sparse.clone();
+        for (index, counts) in fourth.iter_mut().enumerate() {
+            *counts = index % 4 == 2;
+        }
         let mut late = sparse.clone();
         let head = late.len() * 2 / 5;
         for (index, counts) in late.iter_mut().enumerate() {
             *counts = index >= head;
         }
-        for (name, valid) in [("sparse", sparse), ("late", late)] {
+        for (name, valid) in [("sparse", sparse), ("fourth", fourth), ("late", late)] {
             let counted = valid.iter().filter(|&&counts| counts).count();
             for (case, (offset, place)) in [0.0, 1e3, 1e7]
                 .into_iter()

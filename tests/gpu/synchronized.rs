@@ -24,6 +24,7 @@ pub fn trials(adapter: &Adapter) -> Vec<Trial> {
                             (Layout::ChannelsFirst, [64, 4, 3, 3]),
                             (Layout::ChannelsFirst, [64, 3, 4, 4]),
                             (Layout::ChannelsLast, [64, 3, 3, 8]),
+                            (Layout::ChannelsLast, [64, 3, 4, 3]),
                             (Layout::ChannelsLast, [64, 2, 2, 64]),
                         ] {
                             shards_are_the_whole(gpu, shards, offset, layout, &dims)

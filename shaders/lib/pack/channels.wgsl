@@ -1,5 +1,7 @@
-// Packing "channels": a pack is four neighbouring channels at one place.
-// Needs inner == 1 and channels % 4 == 0.
+// Packing "channels": a pack is four neighbouring channels at one place. Needs inner == 1 and
+// channels % 4 == 0.
+//
+// Also of packs whose four channels are gathered: lib/channels_of.
 
 /// What one invocation computes with at once.
 alias Pack = vec4<f32>;
@@ -20,7 +22,7 @@ fn fold(pack: Pack) -> PerChannel {
 }
 
 /// How many values of each channel are flagged, where all channels have the same.
-fn counted(flags: Flags) -> f32 {
+fn flagged(flags: Flags) -> f32 {
     return select(0.0, 1.0, flags.x);
 }
 

@@ -20,7 +20,7 @@ fn fold(pack: Pack) -> PerChannel {
 }
 
 /// How many values of each channel are flagged.
-fn counted(flags: Flags) -> f32 {
+fn flagged(flags: Flags) -> f32 {
     return fold(select(Pack(0.0), Pack(1.0), flags));
 }
 

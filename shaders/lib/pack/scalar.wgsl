@@ -19,7 +19,7 @@ fn fold(pack: Pack) -> PerChannel {
 }
 
 /// How many values of each channel are flagged.
-fn counted(flags: Flags) -> f32 {
+fn flagged(flags: Flags) -> f32 {
     return select(0.0, 1.0, flags);
 }
 

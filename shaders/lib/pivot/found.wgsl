@@ -1,45 +1,65 @@
 // The pivot where only some positions count: the median of three medians of three, of the first
 // valid values that nine of the lanes come to.
 
-fn found(column: u32, index: u32, first: u32) -> PerVector {
+/// The values that a lane found.
+fn found_by(local: u32) -> PerVector {
+    if VECTORS == 2u {
+        return PerVector(shared_mean[local], shared_m2[local]);
+    }
+    return PerVector(shared_mean[local], shared_mean[local]);
+}
+
+/// Of each channel the one value, or else the other.
+fn either(one: PerVector, is_one: OfEach, other: PerVector) -> PerVector {
+    return PerVector(
+        select(other.first, one.first, is_one),
+        select(other.second, one.second, is_one),
+    );
+}
+
+/// What one of nine lanes found, or else the first that found anything.
+fn found(column: u32, index: u32, first: PerVector) -> PerVector {
     let lane = (2u * index + 1u) * LANES_Y / 18u;
     let own = column + lane * LANES_X;
-    let at = select(first, own, shared_count[own] > 0.0);
-    if VECTORS == 2u {
-        return PerVector(shared_mean[at], shared_m2[at]);
-    }
-    return PerVector(shared_mean[at], shared_mean[at]);
+    return either(found_by(own), shared_count[own] > Count(0.0), first);
 }
 
 /// A valid value of each channel, of several lanes one that is no outlier; 0 if there is none in the split.
 fn pivots_of(tile: Tile, local: u32) -> PerVector {
     var walk = walk(tile);
-    var count = 0.0;
-    var value = PerChannel(0.0);
-    // Of the second of two vectors, which is valid where the first is.
-    var other = PerChannel(0.0);
-    while walk.remaining > 0u && count == 0.0 {
+    var count = Count(0.0);
+    // The second of two vectors is valid where the first is.
+    var value = PerVector();
+    while walk.remaining > 0u && least(count) == 0.0 {
         let two = next_two(walk.remaining > 1u, &walk);
         let first = loaded(two.first, true);
         let second = loaded(two.second, true);
-        let from_first = counted(first.valid) > 0.0;
-        count = max(counted(first.valid), counted(second.valid));
-        if count > 0.0 {
-            other = sample_of(second.pack, second.valid);
-            value = select(other, sample_of(first.pack, first.valid), from_first);
+        let here = max(counted(first.valid), counted(second.valid));
+        if !are_alike(here, Count(0.0)) {
+            let other = sample_of(second.pack, second.valid);
+            let from_first = counted(first.valid) > Count(0.0);
+            let one = select(other, sample_of(first.pack, first.valid), from_first);
+            // What was found before stays.
+            let is_new = (here > Count(0.0)) & (count == Count(0.0));
+            value = either(PerVector(one, other), is_new, value);
+            count = max(count, here);
         }
     }
     shared_count[local] = count;
-    shared_mean[local] = value;
+    shared_mean[local] = value.first;
     if VECTORS == 2u {
-        shared_m2[local] = other;
+        shared_m2[local] = value.second;
     }
     workgroupBarrier();
 
     let column = local % LANES_X;
-    var first = column;
-    for (var lane = 1u; lane < LANES_Y && shared_count[first] == 0.0; lane += 1u) {
-        first += LANES_X;
+    var first = found_by(column);
+    var known = shared_count[column];
+    for (var lane = 1u; lane < LANES_Y && least(known) == 0.0; lane += 1u) {
+        let own = column + lane * LANES_X;
+        let is_new = (shared_count[own] > Count(0.0)) & (known == Count(0.0));
+        first = either(found_by(own), is_new, first);
+        known = max(known, shared_count[own]);
     }
     let pivots = medians(
         medians(found(column, 0u, first), found(column, 1u, first), found(column, 2u, first)),

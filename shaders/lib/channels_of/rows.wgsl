@@ -1,8 +1,6 @@
-// Where packs mix channels, to an element-wise kernel the tensor is rows of packs, and a pack's place in its
-// row is its column: the same channels in all rows. Its types are those of the packing "channels", but these
-// four need not be neighbours.
-//
-// Of planes of one value, each of a pack's values has a channel of its own.
+// Packing "rows": two or four rows of all channels are one row of whole packs, of which each is a column: its
+// values belong to the same channels in all rows, but not to neighbours, and each lies in a row of its own.
+// Types are those of the packing "channels"; what is loaded for a column is gathered.
 
 /// The channels of a column's values.
 fn channels_of(column: u32) -> vec4<u32> {

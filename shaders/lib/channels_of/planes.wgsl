@@ -1,6 +1,6 @@
-// Where packs mix channels, to an element-wise kernel the tensor is rows of packs, and a pack's place in its
-// row is its column: the same channels in all rows. Its types are those of the packing "channels", but these
-// four need not be neighbours.
+// Packing "mixed": to an element-wise kernel the tensor is rows of packs, each of one, two or four samples, and a
+// pack's place in its row is its column: the same channels in all rows. Types are those of the packing "channels";
+// what is loaded for a column is gathered.
 //
 // Of planes of two values, a pack is two planes; of longer ones it has a part of one, and of the next if any.
 // `per_channel` does not use what is loaded for the two values between, and a compiler leaves that out.
