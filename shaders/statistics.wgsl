@@ -265,20 +265,10 @@ fn moments_of(tile: Tile, local: u32) -> Found {
     // Then eights in two passes too, until there are as many values as eight packs can have. Loops over eights are
     // tested at their end: a software adapter runs one that is tested first once for nothing.
     if walk.remaining > 0u {
-        var group = Own();
-        var eights = 0u;
         loop {
-            group = merged_own(group, moments_of_eight(next_eight(&walk, 8u), pivots));
-            eights += 1u;
-            let count = least(own.first.count + group.first.count);
-            let is_enough = count >= f32(STEP * PLACES) || walk.remaining == 0u;
-            // In groups, for short chains of merges: it may take long where few are valid.
-            if is_enough || eights % 8u == 0u {
-                own = merged_own(own, group);
-                group = Own();
-            }
+            own = merged_own(own, moments_of_eight(next_eight(&walk, 8u), pivots));
             continuing {
-                break if is_enough;
+                break if least(own.first.count) >= f32(STEP * PLACES) || walk.remaining == 0u;
             }
         }
     }

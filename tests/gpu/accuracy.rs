@@ -218,9 +218,10 @@ fn two_values_among_valid(gpu: &Gpu, tuning: &Tuning) -> Outcome {
         for of_four in [[true, true, true, false], [false, false, true, false]] {
             let valid = ArrayD::from_shape_fn(dims[..3].to_vec(), |index| of_four[index[2]]);
             for zeros in [0.02, 0.12, 0.5] {
-                let first = (dims[1] as f64 * zeros) as usize;
+                // In each of the pieces that reductions may go by.
+                let first = (1024.0 * zeros) as usize;
                 let x = ArrayD::from_shape_fn(dims.to_vec(), |index| {
-                    let counts = index[1] >= first && of_four[index[2]];
+                    let counts = index[1] % 1024 >= first && of_four[index[2]];
                     if counts { values[index[3]] } else { 0.0 }
                 });
                 contract_of_valid(gpu, &x, Some(&valid), layout, tuning, 1e-6)
@@ -258,8 +259,9 @@ fn outliers(gpu: &Gpu, tuning: &Tuning) -> Outcome {
     Ok(())
 }
 
-/// Every other position counts or so, or each fourth, or those after the first two fifths, with zeros at the others;
-/// and of those that count, the first, a middle one or the last is 10⁴ standard deviations off in every channel.
+/// Every other position counts or so, or two of eight, for which no two lanes may come to the same, or those after the
+/// first two fifths, with zeros at the others; and of those that count, the first, a middle one or the last is 10⁴
+/// standard deviations off in every channel.
 fn outliers_among_valid(gpu: &Gpu, tuning: &Tuning) -> Outcome {
     for &(dims, layout) in SHAPES {
         let axis = channels(layout);
@@ -267,16 +269,16 @@ fn outliers_among_valid(gpu: &Gpu, tuning: &Tuning) -> Outcome {
         positions.remove(axis.index());
         let noise = normal(&positions, 0.0, 1.0, 9);
         let sparse = noise.mapv(|value| value > 0.0);
-        let mut fourth = sparse.clone();
-        for (index, counts) in fourth.iter_mut().enumerate() {
-            *counts = index % 4 == 2;
+        let mut apart = sparse.clone();
+        for (index, counts) in apart.iter_mut().enumerate() {
+            *counts = [0, 5].contains(&(index % 8));
         }
         let mut late = sparse.clone();
         let head = late.len() * 2 / 5;
         for (index, counts) in late.iter_mut().enumerate() {
             *counts = index >= head;
         }
-        for (name, valid) in [("sparse", sparse), ("fourth", fourth), ("late", late)] {
+        for (name, valid) in [("sparse", sparse), ("apart", apart), ("late", late)] {
             let counted = valid.iter().filter(|&&counts| counts).count();
             for (case, (offset, place)) in [0.0, 1e3, 1e7]
                 .into_iter()

@@ -1,5 +1,5 @@
-// The pivot where only some positions count: the median of three medians of three, of the first
-// valid values that nine of the lanes come to.
+// The pivot where only some positions count: the median of three medians of three, of valid values
+// that nine of the lanes come to first.
 
 /// The values that a lane found.
 fn found_by(local: u32) -> PerVector {
@@ -39,9 +39,7 @@ fn pivots_of(tile: Tile, local: u32) -> PerVector {
             let other = sample_of(second.pack, second.valid);
             let from_first = counted(first.valid) > Count(0.0);
             let one = select(other, sample_of(first.pack, first.valid), from_first);
-            // What was found before stays.
-            let is_new = (here > Count(0.0)) & (count == Count(0.0));
-            value = either(PerVector(one, other), is_new, value);
+            value = either(PerVector(one, other), here > Count(0.0), value);
             count = max(count, here);
         }
     }
