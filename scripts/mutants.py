@@ -4,8 +4,8 @@ time, and expects the GPU tests to fail each time.
 
     scripts/mutants.py [WORDS]
 
-WORDS narrows the run to mutants whose line contains them. Fails if one survives. Most fall within
-seconds; one that survives takes as long as all tests.
+WORDS narrows the run to mutants whose line contains them. Fails if one survives. First all tests run
+once; then most mutants fall to the first few, and one that survives takes all of them again.
 
 Nothing is built anew for a mutant: the shaders' texts lie word for word in the test binary, and a
 broken one of the same length takes the place of the right one in a copy.
